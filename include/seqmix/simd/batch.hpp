@@ -1,0 +1,178 @@
+// The vocabulary of every kernel: xsimd batches, moves between memory and registers, register tiles.
+//
+// What takes a batch and shares its name with a function of xsimd is either that function (a using-declaration) or a
+// function object: an unqualified call would otherwise be ambiguous, because argument-dependent lookup finds xsimd's.
+#pragma once
+
+#include <seqmix/core/view.hpp>
+#include <seqmix/simd/arch.hpp>
+
+#include <cstddef>
+#include <type_traits>
+#include <utility>
+#include <xsimd/xsimd.hpp>
+
+/// Put SEQMIX_ALWAYS_INLINE before the return type of a function, and SEQMIX_INLINE_LAMBDA after the parameter list of
+/// a lambda, before `mutable`, `noexcept` and `->` (the place that GCC and Clang share):
+/// `[&](auto row) SEQMIX_INLINE_LAMBDA { ... }`.
+/// Register tiles need both: an accumulator array whose address reaches a call that is not inlined lives in memory.
+#if defined(__GNUC__) || defined(__clang__)
+#define SEQMIX_ALWAYS_INLINE inline __attribute__((always_inline))
+#define SEQMIX_INLINE_LAMBDA __attribute__((always_inline))
+#else
+#define SEQMIX_ALWAYS_INLINE inline
+#define SEQMIX_INLINE_LAMBDA
+#endif
+
+namespace seqmix::inline SEQMIX_ARCH {
+
+/// One SIMD register of T. Arch is the instruction set; the default is the best that the compiler flags allow.
+template <class T, class Arch = xsimd::default_arch>
+using Batch = xsimd::batch<T, Arch>;
+
+/// The result of comparing two batches, one truth value per lane.
+template <class T, class Arch = xsimd::default_arch>
+using BatchMask = xsimd::batch_bool<T, Arch>;
+
+/// How many T one batch holds.
+template <class T, class Arch = xsimd::default_arch>
+inline constexpr Index lanes = static_cast<Index>(xsimd::batch<T, Arch>::size);
+
+/// fma(a, b, c) = a * b + c, fms = a * b - c, fnma = c - a * b; rounded once where the instruction set can.
+/// select(mask, a, b) = mask ? a : b per lane. reduce_add and reduce_max combine the lanes of one batch in a fixed order;
+/// reduce_max does not promise to propagate NaN.
+using xsimd::fma;
+using xsimd::fms;
+using xsimd::fnma;
+using xsimd::reduce_add;
+using xsimd::reduce_max;
+using xsimd::select;
+
+/// All lanes equal `value`.
+template <class Arch = xsimd::default_arch, class T>
+SEQMIX_ALWAYS_INLINE Batch<T, Arch> broadcast(T value) {
+  return Batch<T, Arch>(value);
+}
+
+/// source[0 .. lanes), any alignment. (xsimd's aligned load asserts in debug builds and is no faster on current CPUs.)
+template <class Arch = xsimd::default_arch, class T>
+SEQMIX_ALWAYS_INLINE Batch<T, Arch> load(const T* source) {
+  return Batch<T, Arch>::load_unaligned(source);
+}
+
+/// source[0 .. count) and zeros in the other lanes; never reads beyond `count`. 0 <= count <= lanes.
+template <class Arch = xsimd::default_arch, class T>
+SEQMIX_ALWAYS_INLINE Batch<T, Arch> load_partial(const T* source, Index count) {
+  T lane[static_cast<std::size_t>(lanes<T, Arch>)] = {};
+  for (Index i = 0; i < count; ++i) lane[i] = source[i];
+  return Batch<T, Arch>::load_unaligned(lane);
+}
+
+namespace detail {
+
+struct Store {
+  template <class T, class Arch>
+  SEQMIX_ALWAYS_INLINE void operator()(T* destination, const xsimd::batch<T, Arch>& value) const {
+    value.store_unaligned(destination);
+  }
+};
+
+struct StorePartial {
+  template <class T, class Arch>
+  SEQMIX_ALWAYS_INLINE void operator()(T* destination, const xsimd::batch<T, Arch>& value, Index count) const {
+    T lane[static_cast<std::size_t>(lanes<T, Arch>)];
+    value.store_unaligned(lane);
+    for (Index i = 0; i < count; ++i) destination[i] = lane[i];
+  }
+};
+
+struct Transpose {
+  template <class T, class Arch, std::size_t N>
+  SEQMIX_ALWAYS_INLINE void operator()(xsimd::batch<T, Arch> (&tile)[N]) const {
+    static_assert(static_cast<Index>(N) == lanes<T, Arch>, "a tile has as many rows as a batch has lanes");
+    xsimd::transpose(tile, tile + N);
+  }
+};
+
+// On x86, max and min return their second operand when either is NaN, so x goes second. Elsewhere the instruction may
+// prefer the number (RISC-V) or propagate either NaN (Arm); a comparison with NaN is false on all of them.
+template <class Arch>
+inline constexpr bool min_max_return_second_on_nan = std::is_base_of_v<xsimd::sse2, Arch> ||
+                                                     std::is_base_of_v<xsimd::avx, Arch> ||
+                                                     std::is_base_of_v<xsimd::avx512f, Arch>;
+
+struct MaxPropagating {
+  template <class T, class Arch>
+  SEQMIX_ALWAYS_INLINE Batch<T, Arch> operator()(const xsimd::batch<T, Arch>& x,
+                                                 const xsimd::batch<T, Arch>& bound) const {
+    if constexpr (min_max_return_second_on_nan<Arch>) {
+      return xsimd::max(bound, x);
+    } else {
+      return xsimd::select(x < bound, bound, x);
+    }
+  }
+};
+
+struct MinPropagating {
+  template <class T, class Arch>
+  SEQMIX_ALWAYS_INLINE Batch<T, Arch> operator()(const xsimd::batch<T, Arch>& x,
+                                                 const xsimd::batch<T, Arch>& bound) const {
+    if constexpr (min_max_return_second_on_nan<Arch>) {
+      return xsimd::min(bound, x);
+    } else {
+      return xsimd::select(x > bound, bound, x);
+    }
+  }
+};
+
+}  // namespace detail
+
+/// store(T* destination, Batch<T> value): all lanes, any alignment.
+inline constexpr detail::Store store{};
+
+/// store_partial(T* destination, Batch<T> value, Index count): the first `count` lanes; never writes beyond them.
+inline constexpr detail::StorePartial store_partial{};
+
+/// transpose(Batch<T> (&tile)[lanes]): lane j of row i changes places with lane i of row j.
+inline constexpr detail::Transpose transpose{};
+
+/// max_propagating(x, bound) = x < bound ? bound : x. A NaN in x stays (payload included), on every instruction set;
+/// `bound` should be a number.
+inline constexpr detail::MaxPropagating max_propagating{};
+
+/// min_propagating(x, bound) = x > bound ? bound : x. A NaN in x stays (payload included), on every instruction set;
+/// `bound` should be a number.
+inline constexpr detail::MinPropagating min_propagating{};
+
+/// Calls f(std::integral_constant<Index, I>{}) for I = 0 .. N-1, without a loop: the index is a constant expression
+/// in f, so arrays indexed with it stay in registers. Mark f with SEQMIX_INLINE_LAMBDA.
+template <Index N, class F>
+SEQMIX_ALWAYS_INLINE void unroll(F&& f) {
+  [&]<Index... I>(std::integer_sequence<Index, I...>) SEQMIX_INLINE_LAMBDA {
+    (f(std::integral_constant<Index, I>{}), ...);
+  }(std::make_integer_sequence<Index, N>{});
+}
+
+/// 0, 1, 2 ... lanes - 1.
+template <class T, class Arch = xsimd::default_arch>
+SEQMIX_ALWAYS_INLINE Batch<T, Arch> lane_index() {
+  return []<Index... I>(std::integer_sequence<Index, I...>) SEQMIX_INLINE_LAMBDA {
+    return Batch<T, Arch>(static_cast<T>(I)...);
+  }(std::make_integer_sequence<Index, lanes<T, Arch>>{});
+}
+
+/// Asks for the cache line at `address` before it is read. Any address is legal; without effect where unsupported.
+SEQMIX_ALWAYS_INLINE void prefetch_read([[maybe_unused]] const void* address) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address, 0, 3);
+#endif
+}
+
+/// Asks for the cache line at `address` before it is written. Any address is legal; without effect where unsupported.
+SEQMIX_ALWAYS_INLINE void prefetch_write([[maybe_unused]] void* address) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address, 1, 3);
+#endif
+}
+
+}  // namespace seqmix::inline SEQMIX_ARCH

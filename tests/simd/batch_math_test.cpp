@@ -1,0 +1,150 @@
+// The batch vocabulary: moves between memory and registers, NaN behaviour of the bounds, unrolling.
+#include <seqmix/simd/batch.hpp>
+
+#include <bit>
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+namespace {
+
+using seqmix::Batch;
+using seqmix::Index;
+using seqmix::lanes;
+
+// Exactly as long as needed and on the heap, so that a sanitizer sees any access beyond.
+template <class T>
+std::vector<T> counting(Index count) {
+  std::vector<T> values(static_cast<std::size_t>(count));
+  for (Index i = 0; i < count; ++i) values[static_cast<std::size_t>(i)] = static_cast<T>(i + 1);
+  return values;
+}
+
+template <class T>
+std::vector<T> to_vector(const Batch<T>& batch) {
+  std::vector<T> values(static_cast<std::size_t>(lanes<T>));
+  seqmix::store(values.data(), batch);
+  return values;
+}
+
+// Signalling and quiet, both signs, low and high payload bits.
+template <class T>
+std::vector<T> nan_values() {
+  if constexpr (sizeof(T) == 4) {
+    return {std::bit_cast<T>(0x7fc00000u), std::bit_cast<T>(0xffc00000u), std::bit_cast<T>(0x7fc00001u),
+            std::bit_cast<T>(0x7fffffffu), std::bit_cast<T>(0xffffffffu), std::bit_cast<T>(0x7fd55555u)};
+  } else {
+    return {std::bit_cast<T>(0x7ff8000000000000u), std::bit_cast<T>(0xfff8000000000000u),
+            std::bit_cast<T>(0x7ff8000000000001u), std::bit_cast<T>(0x7fffffffffffffffu),
+            std::bit_cast<T>(0xffffffffffffffffu), std::bit_cast<T>(0x7ff8000055555555u)};
+  }
+}
+
+template <class T>
+bool same_bits(T a, T b) {
+  using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
+  return std::bit_cast<Bits>(a) == std::bit_cast<Bits>(b);
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("partial loads and stores touch exactly count elements", "[simd]", float, double) {
+  using T = TestType;
+  for (Index count = 0; count <= lanes<T>; ++count) {
+    const auto source = counting<T>(count);
+    const auto loaded = to_vector(seqmix::load_partial(source.data(), count));
+    for (Index i = 0; i < lanes<T>; ++i) {
+      REQUIRE(loaded[static_cast<std::size_t>(i)] == (i < count ? static_cast<T>(i + 1) : T(0)));
+    }
+
+    const auto full = counting<T>(lanes<T>);
+    std::vector<T> exact(static_cast<std::size_t>(count), T(-1));
+    seqmix::store_partial(exact.data(), seqmix::load(full.data()), count);
+    REQUIRE(exact == source);
+    std::vector<T> longer(static_cast<std::size_t>(lanes<T>), T(-1));
+    seqmix::store_partial(longer.data(), seqmix::load(full.data()), count);
+    for (Index i = 0; i < lanes<T>; ++i) {
+      REQUIRE(longer[static_cast<std::size_t>(i)] == (i < count ? static_cast<T>(i + 1) : T(-1)));
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("load and store accept any alignment", "[simd]", float, double) {
+  using T = TestType;
+  const auto source = counting<T>(2 * lanes<T>);
+  for (Index shift = 0; shift < lanes<T>; ++shift) {
+    std::vector<T> target(static_cast<std::size_t>(2 * lanes<T>), T(0));
+    seqmix::store(target.data() + shift, seqmix::load(source.data() + shift));
+    for (Index i = 0; i < 2 * lanes<T>; ++i) {
+      const bool inside = i >= shift && i < shift + lanes<T>;
+      REQUIRE(target[static_cast<std::size_t>(i)] == (inside ? static_cast<T>(i + 1) : T(0)));
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("transpose exchanges rows and lanes", "[simd]", float, double) {
+  using T = TestType;
+  const auto values = counting<T>(lanes<T> * lanes<T>);
+  Batch<T> tile[static_cast<std::size_t>(lanes<T>)];
+  for (Index i = 0; i < lanes<T>; ++i) tile[i] = seqmix::load(values.data() + i * lanes<T>);
+  seqmix::transpose(tile);
+  for (Index i = 0; i < lanes<T>; ++i) {
+    const auto row = to_vector(tile[i]);
+    for (Index j = 0; j < lanes<T>; ++j) {
+      REQUIRE(row[static_cast<std::size_t>(j)] == values[static_cast<std::size_t>(j * lanes<T> + i)]);
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("bounds keep NaN and bound everything else", "[simd]", float, double) {
+  using T = TestType;
+  const T infinity = std::numeric_limits<T>::infinity();
+  const auto bound = seqmix::broadcast(T(-2));
+  for (const T nan : nan_values<T>()) {
+    REQUIRE(same_bits(seqmix::max_propagating(seqmix::broadcast(nan), bound).get(0), nan));
+    REQUIRE(same_bits(seqmix::min_propagating(seqmix::broadcast(nan), bound).get(0), nan));
+  }
+  for (const T x : {-infinity, T(-3), T(-2), T(-1), T(0), T(5), infinity}) {
+    REQUIRE(seqmix::max_propagating(seqmix::broadcast(x), bound).get(0) == (x < T(-2) ? T(-2) : x));
+    REQUIRE(seqmix::min_propagating(seqmix::broadcast(x), bound).get(0) == (x > T(-2) ? T(-2) : x));
+  }
+}
+
+TEMPLATE_TEST_CASE("lane_index, reductions and select", "[simd]", float, double) {
+  using T = TestType;
+  const auto index = seqmix::lane_index<T>();
+  const auto count = static_cast<T>(lanes<T>);
+  for (Index i = 0; i < lanes<T>; ++i) REQUIRE(index.get(static_cast<std::size_t>(i)) == static_cast<T>(i));
+  REQUIRE(seqmix::reduce_add(index) == count * (count - 1) / 2);
+  REQUIRE(seqmix::reduce_max(index) == count - 1);
+  const auto chosen = seqmix::select(index < seqmix::broadcast(T(1)), seqmix::broadcast(T(7)), index);
+  REQUIRE(chosen.get(0) == T(7));
+  REQUIRE(chosen.get(1) == T(1));
+  REQUIRE(seqmix::fma(index, seqmix::broadcast(T(3)), seqmix::broadcast(T(1))).get(1) == T(4));
+}
+
+TEST_CASE("unroll visits every index in order, as constants", "[simd]") {
+  std::vector<Index> seen;
+  seqmix::unroll<5>([&](auto i) SEQMIX_INLINE_LAMBDA {
+    static_assert(decltype(i)::value >= 0 && decltype(i)::value < 5);
+    seen.push_back(i);
+  });
+  REQUIRE(seen == std::vector<Index>{0, 1, 2, 3, 4});
+  seqmix::unroll<0>([&](auto) SEQMIX_INLINE_LAMBDA { seen.clear(); });
+  REQUIRE(seen.size() == 5);
+  int calls = 0;
+  seqmix::unroll<3>([calls](auto i) SEQMIX_INLINE_LAMBDA mutable noexcept -> int { return calls += static_cast<int>(i); });
+  const auto add = [&](int by) SEQMIX_INLINE_LAMBDA -> int { return calls += by; };
+  REQUIRE(add(2) == 2);
+}
+
+TEST_CASE("prefetch accepts any address", "[simd]") {
+  int value = 3;
+  seqmix::prefetch_read(&value);
+  seqmix::prefetch_read(nullptr);
+  seqmix::prefetch_write(&value);
+  REQUIRE(value == 3);
+}
