@@ -13,8 +13,8 @@
 #include <xsimd/xsimd.hpp>
 
 /// Put SEQMIX_ALWAYS_INLINE before the return type of a function, and SEQMIX_INLINE_LAMBDA after the parameter list of
-/// a lambda, before `mutable`, `noexcept` and `->` (the place that GCC and Clang share):
-/// `[&](auto row) SEQMIX_INLINE_LAMBDA { ... }`.
+/// a lambda: `[&](auto row) SEQMIX_INLINE_LAMBDA { ... }` or `... SEQMIX_INLINE_LAMBDA -> T { ... }`. Such a lambda can be
+/// neither `mutable` nor `noexcept`: GCC wants the attribute after these, Clang before.
 /// Register tiles need both: an accumulator array whose address reaches a call that is not inlined lives in memory.
 #if defined(__GNUC__) || defined(__clang__)
 #define SEQMIX_ALWAYS_INLINE inline __attribute__((always_inline))
