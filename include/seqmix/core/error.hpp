@@ -1,0 +1,129 @@
+// Errors of the public interface: what was wrong with which tensor of which operator.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <seqmix/core/view.hpp>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace seqmix {
+
+/// The sizes of a tensor, for messages and comparisons. At most 4 dimensions.
+class Shape {
+ public:
+  constexpr Shape() = default;
+  constexpr Shape(std::initializer_list<Index> sizes) {
+    assert(sizes.size() <= max_rank);
+    for (const Index size : sizes) sizes_[rank_++] = size;
+  }
+  template <class T>
+  constexpr Shape(const Token<T>& view) : Shape{view.channels()} {}
+  template <class T>
+  constexpr Shape(const Sequence<T>& view) : Shape{view.length(), view.channels()} {}
+  template <class T>
+  constexpr Shape(const HeadSequence<T>& view) : Shape{view.length(), view.heads(), view.head_dim()} {}
+  template <class T>
+  Shape(const Matrix<T>& matrix) : Shape{matrix.rows(), matrix.cols()} {}
+  template <class T>
+  Shape(const Vector<T>& vector) : Shape{vector.size()} {}
+
+  constexpr Index rank() const { return rank_; }
+  constexpr Index operator[](Index axis) const { return sizes_[axis]; }
+  constexpr bool operator==(const Shape&) const = default;
+
+  /// "[3, 64]".
+  std::string text() const {
+    std::string result = "[";
+    for (Index axis = 0; axis < rank_; ++axis) {
+      if (axis > 0) result += ", ";
+      result += std::to_string(sizes_[axis]);
+    }
+    return result + "]";
+  }
+
+ private:
+  static constexpr std::size_t max_rank = 4;
+  Index sizes_[max_rank] = {};
+  Index rank_ = 0;
+};
+
+namespace detail {
+
+[[noreturn]] inline void throw_invalid(std::string_view operation, std::string_view subject, std::string_view problem) {
+  std::string message;
+  message.append(operation).append(": ").append(subject).append(": ").append(problem);
+  throw std::invalid_argument(message);
+}
+
+/// First and one-past-last address that a view with these extents can touch, and the period of its rows.
+struct Extent {
+  std::uintptr_t begin = 0, end = 0;
+  Index period = 0;   // bytes from row to row
+  Index width = 0;    // bytes of one row
+};
+
+template <class T>
+Extent extent_of(const Sequence<T>& view) {
+  if (view.length() == 0 || view.channels() == 0) return {};
+  const auto begin = reinterpret_cast<std::uintptr_t>(view.data());
+  const auto last = reinterpret_cast<std::uintptr_t>(view.row(view.length() - 1) + view.channels());
+  return {begin, last, view.stride() * Index(sizeof(T)), view.channels() * Index(sizeof(T))};
+}
+
+template <class T>
+Extent extent_of(const HeadSequence<T>& view) {
+  if (view.length() == 0 || view.heads() == 0 || view.head_dim() == 0) return {};
+  const auto begin = reinterpret_cast<std::uintptr_t>(view.data());
+  const auto last =
+      reinterpret_cast<std::uintptr_t>(view.row(view.length() - 1, view.heads() - 1) + view.head_dim());
+  return {begin, last, view.row_stride() * Index(sizeof(T)),
+          ((view.heads() - 1) * view.head_stride() + view.head_dim()) * Index(sizeof(T))};
+}
+
+template <class T>
+Extent extent_of(const Token<T>& view) {
+  return extent_of(Sequence<T>(view));
+}
+
+/// Whether two views may share an element. Rows with the same period are compared exactly, so column blocks of one
+/// matrix are disjoint; others count as overlapping as soon as their address ranges do.
+inline bool may_overlap(const Extent& a, const Extent& b) {
+  if (a.begin == a.end || b.begin == b.end || a.end <= b.begin || b.end <= a.begin) return false;
+  if (a.period != b.period || a.period <= 0 || a.width > a.period || b.width > b.period) return true;
+  const Index offset = Index((b.begin - a.begin) % std::uintptr_t(a.period));
+  const Index shift = b.begin >= a.begin ? offset
+                                         : (a.period - Index((a.begin - b.begin) % std::uintptr_t(a.period))) % a.period;
+  return shift < a.width || shift + b.width > a.period;
+}
+
+}  // namespace detail
+
+/// Throws std::invalid_argument, "operation: subject: problem", unless `condition` holds.
+inline void expect(bool condition, std::string_view operation, std::string_view subject, std::string_view problem) {
+  if (!condition) [[unlikely]] {
+    detail::throw_invalid(operation, subject, problem);
+  }
+}
+
+/// Throws std::invalid_argument, "operation: tensor: expected shape [..], given [..]", unless the shapes are equal.
+inline void expect_shape(std::string_view operation, std::string_view tensor, const Shape& expected,
+                         const Shape& given) {
+  if (!(expected == given)) [[unlikely]] {
+    detail::throw_invalid(operation, tensor, "expected shape " + expected.text() + ", given " + given.text());
+  }
+}
+
+/// Throws std::invalid_argument unless `output` shares no element with `input`. Views with the same row stride are
+/// compared exactly (column blocks of one matrix are disjoint); with different strides, interleaved views whose address
+/// ranges overlap are refused even where no element is shared.
+template <class Output, class Input>
+void expect_disjoint(std::string_view operation, std::string_view output_name, const Output& output,
+                     std::string_view input_name, const Input& input) {
+  if (detail::may_overlap(detail::extent_of(output), detail::extent_of(input))) [[unlikely]] {
+    detail::throw_invalid(operation, output_name, "overlaps " + std::string(input_name) + " in memory");
+  }
+}
+
+}  // namespace seqmix

@@ -1,0 +1,181 @@
+// What a sequence mixer is: the concepts that every operator models, and the base class that spares it the repetition.
+//
+// A mixer maps x [length, channels] to y [length, channels]; row t of y may depend on every row of x, or, when the mixer
+// is causal, on rows 0 .. t. A causal mixer whose dependence on the past fits a state is recurrent: it can continue a
+// sequence from a state, piece by piece or token by token, and all ways to cut a sequence give the same result.
+#pragma once
+
+#include <concepts>
+#include <seqmix/core/error.hpp>
+#include <seqmix/core/view.hpp>
+#include <seqmix/core/workspace.hpp>
+#include <span>
+#include <string_view>
+
+namespace seqmix {
+
+/// How the state grows with the number of tokens seen.
+enum class StateGrowth {
+  constant,  ///< not at all
+  window,    ///< up to a bound
+  linear     ///< without bound, in proportion
+};
+
+/// Which tokens a row of the output may depend on.
+enum class Direction {
+  causal,        ///< itself and those before it
+  bidirectional  ///< all
+};
+
+/// A sequence-mixing operator with its weights.
+///
+/// Semantic requirements: forward is pure (the same bits for the same x, from any thread) and total (it writes all of
+/// y, whatever y held; length 0 is a no-op). It throws std::invalid_argument, with y untouched, when x or y is not
+/// [length, channels()], when their lengths differ, or when they overlap.
+template <class M>
+concept Mixer =
+    std::floating_point<typename M::Scalar> && requires { typename M::Config; typename M::Weights; } &&
+    requires(const M& mixer, ConstSequence<typename M::Scalar> x, Sequence<typename M::Scalar> y, Workspace& workspace) {
+      { mixer.channels() } -> std::same_as<Index>;
+      { M::direction } -> std::convertible_to<Direction>;
+      mixer.forward(x, y, workspace);
+    };
+
+/// A mixer whose rows y[0 .. t] never depend on x[t + 1 ..], to the bit.
+template <class M>
+concept CausalMixer = Mixer<M> && (M::direction == Direction::causal);
+
+/// A causal mixer that continues a sequence from a state.
+///
+/// Semantic requirements: a State is a copyable value, and a copy continues independently with the same bits.
+/// prefill(state, x, y) over any cuts of a sequence, empty pieces included, mixed with step(state, token, token), gives
+/// forward's rows up to rounding, and leaves states that continue alike. step allocates nothing once its workspace is
+/// warm, but for states that grow past what was reserved. A call that throws leaves state and y as they were.
+template <class M>
+concept RecurrentMixer =
+    CausalMixer<M> && std::copyable<typename M::State> &&
+    requires(const M& mixer, typename M::State& state, ConstSequence<typename M::Scalar> x,
+             Sequence<typename M::Scalar> y, ConstToken<typename M::Scalar> x_token, Token<typename M::Scalar> y_token,
+             Workspace& workspace) {
+      { M::growth } -> std::convertible_to<StateGrowth>;
+      { mixer.initial_state() } -> std::same_as<typename M::State>;
+      mixer.prefill(state, x, y, workspace);
+      mixer.step(state, x_token, y_token, workspace);
+    };
+
+/// Several sequences, one after the other in packed rows: sequence b is rows offsets[b] .. offsets[b + 1] - 1, and
+/// states[b] is its state.
+template <class State>
+struct SequenceBatch {
+  std::span<State* const> states;
+  std::span<const Index> offsets;  // states.size() + 1 of them, ascending
+
+  Index size() const { return Index(states.size()); }
+  Index begin(Index b) const { return offsets[std::size_t(b)]; }
+  Index length(Index b) const { return offsets[std::size_t(b) + 1] - offsets[std::size_t(b)]; }
+  Index total() const { return offsets.empty() ? 0 : offsets.back(); }
+  State& state(Index b) const { return *states[std::size_t(b)]; }
+};
+
+namespace detail {
+
+/// Throws unless x and y are [length, channels] of the same length and share no memory.
+template <class T>
+void expect_input_output(std::string_view operation, Index channels, const Sequence<const T>& x, const Sequence<T>& y) {
+  expect_shape(operation, "x", {x.length(), channels}, x);
+  expect_shape(operation, "y", {x.length(), channels}, y);
+  expect_disjoint(operation, "y", y, "x", x);
+}
+
+}  // namespace detail
+
+/// Base of the recurrent mixers: gives Derived the whole public interface (forward, prefill and step, for one sequence
+/// and for batches) in terms of four members that Derived provides:
+///
+///   static constexpr std::string_view name;                      the operator id, for messages
+///   Index channels() const;
+///   State initial_state() const;
+///   void check_state(const State&) const;                        throws std::invalid_argument if it isn't one of this mixer's
+///   void advance(SequenceBatch<State>, ConstSequence<T> x, Sequence<T> y, Workspace&) const;
+///
+/// advance runs every sequence of the batch on from its state. It is called with checked arguments only. Projections
+/// apply to all rows at once, so a batch of steps is a product of matrices.
+template <class Derived, std::floating_point T>
+class RecurrentMixerBase {
+ public:
+  using Scalar = T;
+  static constexpr Direction direction = Direction::causal;
+
+  /// y = mixer(x) for a whole sequence from the empty state. x, y [length, channels]. Allocates the states that it
+  /// starts from, and nothing else once `workspace` is warm.
+  /// Throws std::invalid_argument on wrong shapes and overlapping views.
+  void forward(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    detail::expect_input_output<T>(Derived::name, self().channels(), x, y);
+    auto state = self().initial_state();
+    advance_one(state, x, y, workspace);
+  }
+
+  /// The next rows of a sequence: reads the state left by the rows before, and leaves that after the last row.
+  /// x, y [length, channels], any length. Throws std::invalid_argument on wrong shapes, on overlapping views, and on a
+  /// state that isn't one of this mixer's.
+  template <class State>
+  void prefill(State& state, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    detail::expect_input_output<T>(Derived::name, self().channels(), x, y);
+    self().check_state(state);
+    advance_one(state, x, y, workspace);
+  }
+
+  /// The next token of a sequence. x, y [channels]. Allocates nothing once `workspace` is warm, but for states that grow
+  /// past what was reserved. Throws as prefill does.
+  template <class State>
+  void step(State& state, ConstToken<T> x, Token<T> y, Workspace& workspace) const {
+    prefill(state, ConstSequence<T>(x), Sequence<T>(y), workspace);
+  }
+
+  /// The next rows of several sequences at once, in packed rows: rows offsets[b] .. offsets[b + 1] - 1 of x and y belong
+  /// to the sequence of states[b]. offsets must ascend from 0 to x.length(), one more of them than of states, and no
+  /// state may appear twice. Throws as prefill does.
+  template <class State>
+  void prefill(std::span<State* const> states, std::span<const Index> offsets, ConstSequence<T> x, Sequence<T> y,
+               Workspace& workspace) const {
+    detail::expect_input_output<T>(Derived::name, self().channels(), x, y);
+    expect(offsets.size() == states.size() + 1, Derived::name, "offsets", "must be one more than states");
+    expect(offsets.front() == 0 && offsets.back() == x.length(), Derived::name, "offsets",
+           "must begin with 0 and end with the length of x");
+    for (std::size_t b = 0; b < states.size(); ++b) {
+      expect(offsets[b] <= offsets[b + 1], Derived::name, "offsets", "must ascend");
+      for (std::size_t other = 0; other < b; ++other) {
+        expect(states[b] != states[other], Derived::name, "states", "the same state is given twice");
+      }
+      self().check_state(*states[b]);
+    }
+    if (x.length() == 0) return;
+    const auto frame = workspace.frame();
+    self().advance(SequenceBatch<State>{states, offsets}, x, y, workspace);
+  }
+
+  /// The next token of several sequences: row b of x and y [states.size(), channels] belongs to states[b]. Throws as
+  /// prefill does.
+  template <class State>
+  void step(std::span<State* const> states, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    const auto frame = workspace.frame();
+    const auto offsets = workspace.take<Index>(Index(states.size()) + 1);
+    for (std::size_t b = 0; b < offsets.size(); ++b) offsets[b] = Index(b);
+    expect_shape(Derived::name, "x", {Index(states.size()), self().channels()}, x);
+    prefill(states, std::span<const Index>(offsets), x, y, workspace);
+  }
+
+ private:
+  const Derived& self() const { return static_cast<const Derived&>(*this); }
+
+  template <class State>
+  void advance_one(State& state, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    if (x.length() == 0) return;
+    const auto frame = workspace.frame();
+    State* const states[] = {&state};
+    const Index offsets[] = {0, x.length()};
+    self().advance(SequenceBatch<State>{states, offsets}, x, y, workspace);
+  }
+};
+
+}  // namespace seqmix

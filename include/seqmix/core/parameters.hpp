@@ -1,0 +1,41 @@
+// Visiting the named tensors of an operator.
+//
+// Every Weights struct has a member
+//     template <class Visitor> void visit(Visitor&& visitor);            // and its const twin
+// that calls visitor(name, tensor, presence) for each tensor, where `name` is the tensor's name in published
+// checkpoints, `tensor` a Matrix<T>& or Vector<T>&, and `presence` says whether a checkpoint may lack it. An absent
+// tensor has size 0. Every State struct has the same for its fields, without presence.
+//
+// Tensors with more or fewer dimensions than a matrix are held like this: leading sizes 1 are dropped, a vector read
+// into a matrix becomes one column, and all dimensions but the last are merged into the rows ([5, M, D] is a matrix
+// [5 * M, D]; [C, 1, W] is [C, W]).
+#pragma once
+
+#include <seqmix/core/error.hpp>
+#include <seqmix/core/view.hpp>
+#include <string_view>
+
+namespace seqmix {
+
+/// Whether a checkpoint must hold a tensor.
+enum class Presence { required, optional };
+
+/// Throws std::invalid_argument unless every number of visited tensors could have been loaded: the shape of `tensor`
+/// is `expected`.
+template <class Tensor>
+void expect_tensor(std::string_view operation, std::string_view name, const Shape& expected, const Tensor& tensor) {
+  if (tensor.size() == 0 && !(Shape(tensor) == expected)) {
+    detail::throw_invalid(operation, name, "missing; expected shape " + expected.text());
+  }
+  expect_shape(operation, name, expected, Shape(tensor));
+}
+
+/// Number of parameters in all visited tensors of `weights`.
+template <class Weights>
+Index parameter_count(const Weights& weights) {
+  Index total = 0;
+  weights.visit([&](std::string_view, const auto& tensor, Presence) { total += Index(tensor.size()); });
+  return total;
+}
+
+}  // namespace seqmix
