@@ -189,7 +189,9 @@ provide_tools() {
   have cmake || provide CMake 3.25 cmake || true
   have cmake || stop "please install CMake 3.25 or newer"
   at_least "$(cmake --version | sed -n 's/^cmake version //p')" 3.25 || stop "this CMake is too old: 3.25 or newer is needed"
-  have make || have ninja || provide make 4 make || stop "please install make or ninja"
+  # Ninja rather than make where neither is here: make unpacked under a path with spaces can't call itself.
+  have make || have ninja || provide ninja 1.10 ninja-build || stop "please install make or ninja"
+  have make || export CMAKE_GENERATOR=Ninja
 }
 
 probe() {

@@ -1,9 +1,9 @@
 # cmake -DSOURCE=<this repository> -DBUILD=<its build tree> -DMODE=find_package|add_subdirectory -DWORK=<scratch>
-#       -DPREFIX_PATH=... -DCOMPILER=... -P run.cmake
+#       -DPREFIX_PATH=... -DCOMPILER=... -DGENERATOR=... -P run.cmake
 # Builds and runs the consumer project as a user would: from an installed package, or with the sources inside its tree.
 cmake_minimum_required(VERSION 3.25)
 file(REMOVE_RECURSE "${WORK}")
-set(arguments -DCMAKE_BUILD_TYPE=Release "-DCMAKE_CXX_COMPILER=${COMPILER}")
+set(arguments -G "${GENERATOR}" -DCMAKE_BUILD_TYPE=Release "-DCMAKE_CXX_COMPILER=${COMPILER}")
 if(MODE STREQUAL "find_package")
   execute_process(COMMAND "${CMAKE_COMMAND}" --install "${BUILD}" --prefix "${WORK}/prefix" COMMAND_ERROR_IS_FATAL ANY)
   list(PREPEND PREFIX_PATH "${WORK}/prefix")
