@@ -160,7 +160,7 @@ unpack_private() {
           dpkg -x "${name}"_*.deb "$deps_dir"
       ) || return 1
       for sibling in $(private apt-cache show "$name=$version" | sed -n 's/^Depends: //p' | tr ',' '\n' |
-        sed 's/[ (:].*//; s/^ *//' | grep -E '^lib(tbb|benchmark)'); do
+        sed 's/^ *//; s/[ (:].*//' | grep -E '^lib(tbb|benchmark)'); do
         unpack_private 0 "$sibling" || return 1
       done
       : >"$deps_dir/.unpacked/$name=$version"
