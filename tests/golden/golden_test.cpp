@@ -1,0 +1,127 @@
+// Every golden file below tests/golden, and below each directory named in SEQMIX_GOLDEN (colon-separated).
+#include "support/golden.hpp"
+
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <set>
+#include <sstream>
+
+namespace seqmix::test {
+namespace {
+
+// Operators that have golden files but are not built yet. Their files are counted, not run.
+const std::set<std::string> pending = {
+    "aft",
+    "based",
+    "bigbird",
+    "combiner",
+    "compressive_transformer",
+    "delta_rule",
+    "fast_weight",
+    "fnet",
+    "forgetting_attention",
+    "gated_delta_rule",
+    "gated_hyena",
+    "gated_linear_attention",
+    "gated_slot_attention",
+    "h3",
+    "hgrn",
+    "hgrn2",
+    "hyena",
+    "kimi_delta_attention",
+    "lightning_attention",
+    "linformer",
+    "log_linear_attention",
+    "long_conv",
+    "longformer",
+    "lru",
+    "mamba",
+    "mamba2",
+    "mamba3",
+    "mega",
+    "mega_ema",
+    "moba",
+    "multi_head_latent_attention",
+    "multires_conv",
+    "native_sparse_attention",
+    "nystrom_attention",
+    "performer",
+    "rebased",
+    "recurrent_fast_weight",
+    "recurrent_memory",
+    "reformer",
+    "retrieval_knn",
+    "retro",
+    "rg_lru",
+    "routing",
+    "rwkv4",
+    "rwkv7",
+    "s4",
+    "s4d",
+    "s5",
+    "short_conv",
+    "simple_gated_linear_attention",
+    "sparse_transformer",
+    "synthesizer",
+    "tnn",
+    "transformer_xl",
+};
+
+std::vector<std::string> all_files() {
+  std::vector<std::string> files = golden_files(SEQMIX_GOLDEN_DIRECTORY);
+  if (const char* more = std::getenv("SEQMIX_GOLDEN")) {
+    std::istringstream directories(more);
+    for (std::string directory; std::getline(directories, directory, ':');) {
+      if (directory.empty()) continue;
+      const auto found = golden_files(directory);
+      files.insert(files.end(), found.begin(), found.end());
+    }
+  }
+  return files;
+}
+
+TEST_CASE("golden cases") {
+  std::map<std::string, int> pending_files;
+  int checked = 0, failed = 0;
+  for (const auto& file : all_files()) {
+    const std::string operator_id = golden_operator(file);
+    if (pending.contains(operator_id)) {
+      ++pending_files[operator_id];
+      continue;
+    }
+    ++checked;
+    const std::string failure = check_golden_case(file);
+    if (failure.empty()) continue;
+    ++failed;
+    std::printf("%s: %s\n", file.c_str(), failure.c_str());
+  }
+  std::printf("golden: %d files checked, %d failed\n", checked, failed);
+  if (!pending_files.empty()) {
+    std::printf("golden: pending, not built yet:");
+    for (const auto& [operator_id, count] : pending_files) std::printf(" %s (%d)", operator_id.c_str(), count);
+    std::printf("\n");
+  }
+  CHECK(checked > 0);
+  CHECK(failed == 0);
+}
+
+TEST_CASE("no operator is both pending and built") {
+  for (const auto& entry : golden_registry()) {
+    INFO(entry.operator_id);
+    CHECK_FALSE(pending.contains(entry.operator_id));
+  }
+}
+
+TEST_CASE("every operator and level has one adapter") {
+  std::set<std::string> seen;
+  for (const auto& entry : golden_registry()) {
+    INFO(entry.operator_id << ", " << entry.level);
+    CHECK(seen.insert(entry.operator_id + "/" + entry.level).second);
+  }
+}
+
+}  // namespace
+}  // namespace seqmix::test
