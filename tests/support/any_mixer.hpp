@@ -1,0 +1,224 @@
+// Mixers and their states behind virtual functions, so that the laws are compiled once per scalar and not once per mixer.
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <seqmix/core/buffer.hpp>
+#include <seqmix/core/mixer.hpp>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace seqmix::test {
+
+/// A state of some mixer.
+class AnyState {
+ public:
+  virtual ~AnyState() = default;
+  virtual std::unique_ptr<AnyState> copy() const = 0;
+
+  /// Every field that visit names, to the bit.
+  virtual std::vector<std::byte> bytes() const = 0;
+
+  /// Number of arrays among the fields.
+  virtual Index arrays() const = 0;
+
+  /// Appends an element to array `which`: a state of a mixer with other sizes.
+  virtual void lengthen(Index which) = 0;
+};
+
+/// A mixer for scalar T. Functions that this mixer doesn't have throw std::logic_error; recurrent() and batched() say
+/// which these are.
+template <class T>
+class AnyMixer {
+ public:
+  virtual ~AnyMixer() = default;
+
+  virtual std::string_view name() const = 0;  ///< the operator id that messages begin with
+  virtual Index channels() const = 0;
+  virtual Direction direction() const = 0;
+  virtual bool recurrent() const = 0;  ///< has states, prefill and step
+  virtual bool batched() const = 0;    ///< has prefill and step for several sequences
+  virtual StateGrowth growth() const = 0;
+
+  virtual void forward(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const = 0;
+  virtual std::unique_ptr<AnyState> initial_state() const = 0;
+  virtual bool reserve(AnyState& state, Index tokens) const = 0;  ///< false if the mixer has no such function
+  virtual void prefill(AnyState& state, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const = 0;
+  virtual void step(AnyState& state, ConstToken<T> x, Token<T> y, Workspace& workspace) const = 0;
+
+  /// At most 16 sequences; allocates nothing by itself.
+  virtual void prefill(std::span<AnyState* const> states, std::span<const Index> offsets, ConstSequence<T> x,
+                       Sequence<T> y, Workspace& workspace) const = 0;
+  virtual void step(std::span<AnyState* const> states, ConstSequence<T> x, Sequence<T> y,
+                    Workspace& workspace) const = 0;
+};
+
+namespace detail {
+
+template <class State>
+class StateOf final : public AnyState {
+ public:
+  explicit StateOf(State initial) : value(std::move(initial)) {}
+
+  std::unique_ptr<AnyState> copy() const override { return std::make_unique<StateOf>(value); }
+
+  std::vector<std::byte> bytes() const override {
+    std::vector<std::byte> result;
+    const auto append = [&](const void* data, std::size_t size) {
+      const auto* const first = static_cast<const std::byte*>(data);
+      result.insert(result.end(), first, first + size);
+    };
+    std::as_const(value).visit([&](std::string_view name, const auto& field) {
+      append(name.data(), name.size());
+      if constexpr (std::is_arithmetic_v<std::remove_cvref_t<decltype(field)>>) {
+        append(&field, sizeof(field));
+      } else {
+        const Index size = Index(field.size());
+        append(&size, sizeof(size));
+        if (size > 0) append(field.data(), std::size_t(size) * sizeof(*field.data()));
+      }
+    });
+    return result;
+  }
+
+  Index arrays() const override {
+    Index count = 0;
+    std::as_const(value).visit([&](std::string_view, const auto& field) {
+      if constexpr (!std::is_arithmetic_v<std::remove_cvref_t<decltype(field)>>) ++count;
+    });
+    return count;
+  }
+
+  void lengthen(Index which) override {
+    Index array = 0;
+    value.visit([&](std::string_view, auto& field) {
+      if constexpr (!std::is_arithmetic_v<std::remove_cvref_t<decltype(field)>>) {
+        if (array++ == which) field.push_back({});
+      }
+    });
+  }
+
+  State value;
+};
+
+template <Mixer M>
+class MixerOf final : public AnyMixer<typename M::Scalar> {
+ public:
+  using T = typename M::Scalar;
+
+  MixerOf(std::string name, M mixer) : name_(std::move(name)), mixer_(std::move(mixer)) {
+    if constexpr (requires { std::string_view(M::name); }) name_ = M::name;
+  }
+
+  std::string_view name() const override { return name_; }
+  Index channels() const override { return mixer_.channels(); }
+  Direction direction() const override { return M::direction; }
+  bool recurrent() const override { return RecurrentMixer<M>; }
+  bool batched() const override { return has_batches; }
+  StateGrowth growth() const override {
+    if constexpr (RecurrentMixer<M>) return M::growth;
+    return StateGrowth::constant;
+  }
+
+  void forward(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const override {
+    mixer_.forward(x, y, workspace);
+  }
+
+  std::unique_ptr<AnyState> initial_state() const override {
+    if constexpr (RecurrentMixer<M>) {
+      return std::make_unique<StateOf<typename M::State>>(mixer_.initial_state());
+    } else {
+      missing();
+    }
+  }
+  bool reserve([[maybe_unused]] AnyState& state, [[maybe_unused]] Index tokens) const override {
+    if constexpr (RecurrentMixer<M>) {
+      if constexpr (requires { mixer_.reserve(state_of(state), tokens); }) {
+        mixer_.reserve(state_of(state), tokens);
+        return true;
+      } else if constexpr (requires { state_of(state).reserve(tokens); }) {
+        state_of(state).reserve(tokens);
+        return true;
+      }
+    }
+    return false;
+  }
+  void prefill([[maybe_unused]] AnyState& state, [[maybe_unused]] ConstSequence<T> x, [[maybe_unused]] Sequence<T> y,
+               [[maybe_unused]] Workspace& workspace) const override {
+    if constexpr (RecurrentMixer<M>) {
+      mixer_.prefill(state_of(state), x, y, workspace);
+    } else {
+      missing();
+    }
+  }
+  void step([[maybe_unused]] AnyState& state, [[maybe_unused]] ConstToken<T> x, [[maybe_unused]] Token<T> y,
+            [[maybe_unused]] Workspace& workspace) const override {
+    if constexpr (RecurrentMixer<M>) {
+      mixer_.step(state_of(state), x, y, workspace);
+    } else {
+      missing();
+    }
+  }
+  void prefill([[maybe_unused]] std::span<AnyState* const> states, [[maybe_unused]] std::span<const Index> offsets,
+               [[maybe_unused]] ConstSequence<T> x, [[maybe_unused]] Sequence<T> y,
+               [[maybe_unused]] Workspace& workspace) const override {
+    if constexpr (has_batches) {
+      with_states(states, [&](auto typed) { mixer_.prefill(typed, offsets, x, y, workspace); });
+    } else {
+      missing();
+    }
+  }
+  void step([[maybe_unused]] std::span<AnyState* const> states, [[maybe_unused]] ConstSequence<T> x,
+            [[maybe_unused]] Sequence<T> y, [[maybe_unused]] Workspace& workspace) const override {
+    if constexpr (has_batches) {
+      with_states(states, [&](auto typed) { mixer_.step(typed, x, y, workspace); });
+    } else {
+      missing();
+    }
+  }
+
+ private:
+  static constexpr bool has_batches = [] {
+    if constexpr (RecurrentMixer<M>) {
+      return requires(const M& mixer, std::span<typename M::State* const> states, std::span<const Index> offsets,
+                      ConstSequence<T> x, Sequence<T> y, Workspace& workspace) {
+        mixer.prefill(states, offsets, x, y, workspace);
+        mixer.step(states, x, y, workspace);
+      };
+    }
+    return false;
+  }();
+
+  [[noreturn]] void missing() const { throw std::logic_error(name_ + " has no such function"); }
+
+  // The laws hand back what initial_state gave them.
+  static auto& state_of(AnyState& state) { return static_cast<StateOf<typename M::State>&>(state).value; }
+
+  template <class Call>
+  static void with_states(std::span<AnyState* const> states, Call call) {
+    typename M::State* typed[16];
+    if (states.size() > std::size(typed)) throw std::logic_error("AnyMixer: at most 16 sequences in a batch");
+    for (std::size_t b = 0; b < states.size(); ++b) typed[b] = &state_of(*states[b]);
+    call(std::span<typename M::State* const>(typed, states.size()));
+  }
+
+  std::string name_;
+  M mixer_;
+};
+
+}  // namespace detail
+
+/// `mixer` behind virtual functions. `name` is used where the mixer's class doesn't name itself.
+template <Mixer M>
+std::unique_ptr<AnyMixer<typename M::Scalar>> erase(std::string name, M mixer) {
+  return std::make_unique<detail::MixerOf<M>>(std::move(name), std::move(mixer));
+}
+
+}  // namespace seqmix::test
