@@ -49,7 +49,7 @@ class Shape {
   Index rank_ = 0;
 };
 
-namespace detail {
+namespace internal {
 
 [[noreturn]] inline void throw_invalid(std::string_view operation, std::string_view subject, std::string_view problem) {
   std::string message;
@@ -98,12 +98,12 @@ inline bool may_overlap(const Extent& a, const Extent& b) {
   return shift < a.width || shift + b.width > a.period;
 }
 
-}  // namespace detail
+}  // namespace internal
 
 /// Throws std::invalid_argument, "operation: subject: problem", unless `condition` holds.
 inline void expect(bool condition, std::string_view operation, std::string_view subject, std::string_view problem) {
   if (!condition) [[unlikely]] {
-    detail::throw_invalid(operation, subject, problem);
+    internal::throw_invalid(operation, subject, problem);
   }
 }
 
@@ -111,7 +111,7 @@ inline void expect(bool condition, std::string_view operation, std::string_view 
 inline void expect_shape(std::string_view operation, std::string_view tensor, const Shape& expected,
                          const Shape& given) {
   if (!(expected == given)) [[unlikely]] {
-    detail::throw_invalid(operation, tensor, "expected shape " + expected.text() + ", given " + given.text());
+    internal::throw_invalid(operation, tensor, "expected shape " + expected.text() + ", given " + given.text());
   }
 }
 
@@ -121,8 +121,8 @@ inline void expect_shape(std::string_view operation, std::string_view tensor, co
 template <class Output, class Input>
 void expect_disjoint(std::string_view operation, std::string_view output_name, const Output& output,
                      std::string_view input_name, const Input& input) {
-  if (detail::may_overlap(detail::extent_of(output), detail::extent_of(input))) [[unlikely]] {
-    detail::throw_invalid(operation, output_name, "overlaps " + std::string(input_name) + " in memory");
+  if (internal::may_overlap(internal::extent_of(output), internal::extent_of(input))) [[unlikely]] {
+    internal::throw_invalid(operation, output_name, "overlaps " + std::string(input_name) + " in memory");
   }
 }
 

@@ -77,7 +77,7 @@ struct SequenceBatch {
   State& state(Index b) const { return *states[std::size_t(b)]; }
 };
 
-namespace detail {
+namespace internal {
 
 /// Throws unless x and y are [length, channels] of the same length and share no memory.
 template <class T>
@@ -87,7 +87,7 @@ void expect_input_output(std::string_view operation, Index channels, const Seque
   expect_disjoint(operation, "y", y, "x", x);
 }
 
-}  // namespace detail
+}  // namespace internal
 
 /// Base of the recurrent mixers: gives Derived the whole public interface (forward, prefill and step, for one sequence
 /// and for batches) in terms of four members that Derived provides:
@@ -110,7 +110,7 @@ class RecurrentMixerBase {
   /// starts from, and nothing else once `workspace` is warm.
   /// Throws std::invalid_argument on wrong shapes and overlapping views.
   void forward(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
-    detail::expect_input_output<T>(Derived::name, self().channels(), x, y);
+    internal::expect_input_output<T>(Derived::name, self().channels(), x, y);
     auto state = self().initial_state();
     advance_one(state, x, y, workspace);
   }
@@ -120,7 +120,7 @@ class RecurrentMixerBase {
   /// state that isn't one of this mixer's.
   template <class State>
   void prefill(State& state, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
-    detail::expect_input_output<T>(Derived::name, self().channels(), x, y);
+    internal::expect_input_output<T>(Derived::name, self().channels(), x, y);
     self().check_state(state);
     advance_one(state, x, y, workspace);
   }
@@ -138,7 +138,7 @@ class RecurrentMixerBase {
   template <class State>
   void prefill(std::span<State* const> states, std::span<const Index> offsets, ConstSequence<T> x, Sequence<T> y,
                Workspace& workspace) const {
-    detail::expect_input_output<T>(Derived::name, self().channels(), x, y);
+    internal::expect_input_output<T>(Derived::name, self().channels(), x, y);
     expect(offsets.size() == states.size() + 1, Derived::name, "offsets", "must be one more than states");
     expect(offsets.front() == 0 && offsets.back() == x.length(), Derived::name, "offsets",
            "must begin with 0 and end with the length of x");

@@ -25,7 +25,7 @@ enum class Presence { required, optional };
 template <class Tensor>
 void expect_tensor(std::string_view operation, std::string_view name, const Shape& expected, const Tensor& tensor) {
   if (tensor.size() == 0 && !(Shape(tensor) == expected)) {
-    detail::throw_invalid(operation, name, "missing; expected shape " + expected.text());
+    internal::throw_invalid(operation, name, "missing; expected shape " + expected.text());
   }
   expect_shape(operation, name, expected, Shape(tensor));
 }

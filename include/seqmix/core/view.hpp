@@ -30,7 +30,7 @@ using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor 
 template <class T>
 using Vector = Eigen::Matrix<T, Eigen::Dynamic, 1, Eigen::ColMajor | Eigen::DontAlign>;
 
-namespace detail {
+namespace internal {
 
 template <class M>
 using Plain = std::remove_cvref_t<M>;
@@ -57,7 +57,7 @@ concept ElementsOf = std::same_as<typename Plain<M>::Scalar, std::remove_const_t
                        { m.data() } -> std::same_as<T*>;
                      });
 
-}  // namespace detail
+}  // namespace internal
 
 template <class T>
 class HeadSequence;
@@ -83,7 +83,7 @@ class Token {
 
   /// The elements of a contiguous Eigen vector, in place. Expressions and strided vectors do not compile.
   template <class M>
-    requires detail::EigenVector<M> && detail::ElementsOf<M, T>
+    requires internal::EigenVector<M> && internal::ElementsOf<M, T>
   Token(M&& vector) : Token(vector.data(), vector.size()) {}
 
   constexpr T* data() const { return data_; }
@@ -132,7 +132,7 @@ class Sequence {
   /// The rows of a row-major Eigen matrix, block or map, in place. Column-major matrices and expressions that own no
   /// memory do not compile.
   template <class M>
-    requires detail::EigenRows<M> && detail::ElementsOf<M, T>
+    requires internal::EigenRows<M> && internal::ElementsOf<M, T>
   Sequence(M&& matrix)
       : Sequence(matrix.data(), matrix.rows(), matrix.cols(), matrix.rows() > 1 ? matrix.outerStride() : matrix.cols()) {}
 
