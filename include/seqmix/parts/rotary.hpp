@@ -1,0 +1,121 @@
+// Rotary position embedding: pairs of channels turned by an angle that grows with the position.
+//
+//   Source    Su et al. 2021, arXiv:2104.09864 (RoPE); Sun et al. 2023, arXiv:2307.08621 (the angles of retention)
+//
+//   (a, b) -> (a cos(p f_i) - b sin(p f_i),  b cos(p f_i) + a sin(p f_i))   for pair i at position p
+//
+// The angle p f_i is formed in double and reduced modulo 2 pi before it is rounded to T: at position 10^6 a float product
+// is off by 0.06. So cos and sin are as accurate at large positions as at small ones, up to the rounding of f_i itself
+// (p f_i 2^-53, 10^-10 at a million).
+#pragma once
+
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+#include <numbers>
+#include <seqmix/core/error.hpp>
+#include <seqmix/core/view.hpp>
+#include <seqmix/core/workspace.hpp>
+#include <seqmix/simd/arch.hpp>
+#include <seqmix/simd/math.hpp>
+#include <utility>
+
+namespace seqmix::inline SEQMIX_ARCH {
+
+/// Which channels of a head, of the first R = rotary_dim, form pair i.
+enum class RotaryPairs {
+  half,        ///< i and i + R/2
+  interleaved  ///< 2i and 2i + 1
+};
+
+/// The rotation of queries and keys by their positions.
+class Rotary {
+ public:
+  /// Turns nothing.
+  Rotary() = default;
+
+  /// Pair i turns by inverse_frequencies[i] radians per position.
+  Rotary(Vector<double> inverse_frequencies, RotaryPairs pairs)
+      : inverse_frequencies_(std::move(inverse_frequencies)), pairs_(pairs) {}
+
+  /// RoPE: theta^(-2i / rotary_dim). Throws std::invalid_argument if rotary_dim is odd or negative.
+  static Rotary standard(Index rotary_dim, double theta, RotaryPairs pairs) {
+    expect(rotary_dim >= 0 && rotary_dim % 2 == 0, "Rotary", "rotary_dim", "must be even");
+    Vector<double> frequencies(rotary_dim / 2);
+    for (Index i = 0; i < frequencies.size(); ++i)
+      frequencies[i] = std::pow(theta, -2.0 * double(i) / double(rotary_dim));
+    return Rotary(std::move(frequencies), pairs);
+  }
+
+  /// The rotation of torchscale's retention: 10000^(-i / (key_dim/2 - 1)), both ends included, so 1 .. 1/10000;
+  /// interleaved pairs. Throws std::invalid_argument if key_dim is odd or negative.
+  static Rotary retention(Index key_dim) {
+    expect(key_dim >= 0 && key_dim % 2 == 0, "Rotary", "key_dim", "must be even");
+    Vector<double> frequencies(key_dim / 2);
+    const double last = double(std::max<Index>(frequencies.size() - 1, 1));
+    for (Index i = 0; i < frequencies.size(); ++i) frequencies[i] = std::pow(10000.0, -double(i) / last);
+    return Rotary(std::move(frequencies), RotaryPairs::interleaved);
+  }
+
+  /// Channels of a head that take part; those beyond pass unchanged.
+  Index rotary_dim() const { return 2 * inverse_frequencies_.size(); }
+
+  /// Turns row t of x to position + t, in place. x [length, heads, head_dim], head_dim >= rotary_dim(). O(length *
+  /// rotary_dim) sines and cosines, shared by the heads. Allocates nothing once `workspace` is warm.
+  template <class T>
+  void apply(HeadSequence<T> x, Index position, Workspace& workspace) const {
+    const Index pairs = inverse_frequencies_.size();
+    assert(x.head_dim() >= 2 * pairs);
+    if (pairs == 0) return;
+    const auto frame = workspace.frame();
+    T* const sine = workspace.take<T>(pairs).data();
+    T* const cosine = workspace.take<T>(pairs).data();
+    for (Index t = 0; t < x.length(); ++t) {
+      set_angles(double(position + t), sine, cosine);
+      for (Index h = 0; h < x.heads(); ++h) {
+        if (pairs_ == RotaryPairs::half) {
+          turn_halves(x.row(t, h), pairs, sine, cosine);
+        } else {
+          turn_neighbours(x.row(t, h), pairs, sine, cosine);
+        }
+      }
+    }
+  }
+
+ private:
+  template <class T>
+  void set_angles(double position, T* sine, T* cosine) const {
+    const Index pairs = inverse_frequencies_.size();
+    for (Index i = 0; i < pairs; ++i)
+      sine[i] = T(std::remainder(position * inverse_frequencies_[i], 2 * std::numbers::pi));
+    for (Index i = 0; i < pairs; i += lanes<T>) {
+      const Index count = std::min(lanes<T>, pairs - i);
+      const auto [s, c] = sincos(load_partial(sine + i, count));
+      store_partial(sine + i, s, count);
+      store_partial(cosine + i, c, count);
+    }
+  }
+
+  template <class T>
+  static void turn_halves(T* x, Index pairs, const T* sine, const T* cosine) {
+    for (Index i = 0; i < pairs; ++i) {
+      const T a = x[i], b = x[i + pairs];
+      x[i] = a * cosine[i] - b * sine[i];
+      x[i + pairs] = b * cosine[i] + a * sine[i];
+    }
+  }
+
+  template <class T>
+  static void turn_neighbours(T* x, Index pairs, const T* sine, const T* cosine) {
+    for (Index i = 0; i < pairs; ++i) {
+      const T a = x[2 * i], b = x[2 * i + 1];
+      x[2 * i] = a * cosine[i] - b * sine[i];
+      x[2 * i + 1] = b * cosine[i] + a * sine[i];
+    }
+  }
+
+  Vector<double> inverse_frequencies_;
+  RotaryPairs pairs_ = RotaryPairs::half;
+};
+
+}  // namespace seqmix::inline SEQMIX_ARCH

@@ -1,0 +1,103 @@
+// Token shift: mixing each token with the one before it, as all RWKV layers begin.
+//
+//   Source    Peng et al. 2023, arXiv:2305.13048 (RWKV-4); Peng et al. 2024, arXiv:2404.05892 (RWKV-5 and 6)
+//
+// x, previous, output [length, channels]; mix weights [channels]. O(length * channels), nothing here allocates. `output`
+// may be any of the inputs, but not overlap one otherwise.
+#pragma once
+
+#include <algorithm>
+#include <cassert>
+#include <seqmix/core/buffer.hpp>
+#include <seqmix/core/mixer.hpp>
+#include <seqmix/core/view.hpp>
+#include <seqmix/parts/row.hpp>
+#include <seqmix/simd/arch.hpp>
+#include <seqmix/simd/batch.hpp>
+
+namespace seqmix::inline SEQMIX_ARCH {
+
+/// previous[t] = x[t - 1], and for the first row of each sequence the last token that its state has seen, held in the
+/// field `last` [channels] of the state. previous must not overlap x.
+template <class T, class State>
+void previous_tokens(const SequenceBatch<State>& batch, const Buffer<T> State::*last, ConstSequence<T> x,
+                     Sequence<T> previous) {
+  assert(previous.length() == x.length() && previous.channels() == x.channels() && batch.total() == x.length());
+  for (Index b = 0; b < batch.size(); ++b) {
+    if (batch.length(b) == 0) continue;
+    const Buffer<T>& before = batch.state(b).*last;
+    assert(Index(before.size()) == x.channels());
+    std::copy_n(before.data(), x.channels(), previous.row(batch.begin(b)));
+    for (Index t = batch.begin(b) + 1; t < batch.begin(b) + batch.length(b); ++t) {
+      std::copy_n(x.row(t - 1), x.channels(), previous.row(t));
+    }
+  }
+}
+
+/// Keeps the last row of each sequence in the field `last` of its state; a sequence of length 0 leaves its state alone.
+template <class T, class State>
+void keep_last_tokens(const SequenceBatch<State>& batch, Buffer<T> State::*last, ConstSequence<T> x) {
+  for (Index b = 0; b < batch.size(); ++b) {
+    if (batch.length(b) == 0) continue;
+    Buffer<T>& kept = batch.state(b).*last;
+    assert(Index(kept.size()) == x.channels());
+    std::copy_n(x.row(batch.begin(b) + batch.length(b) - 1), x.channels(), kept.data());
+  }
+}
+
+/// output = x * mix + previous * (1 - mix): RWKV-4 and 5, where mix is the weight of the current token.
+template <class T>
+void interpolate_tokens(ConstSequence<T> x, ConstSequence<T> previous, ConstToken<T> mix, Sequence<T> output) {
+  assert(x.length() == output.length() && previous.length() == output.length());
+  const Batch<T> one = broadcast(T(1));
+  for (Index t = 0; t < x.length(); ++t) {
+    map_row(
+        x.channels(), output.row(t),
+        [&](const Batch<T>& current, const Batch<T>& before, const Batch<T>& m)
+            SEQMIX_INLINE_LAMBDA { return fma(current, m, before * (one - m)); },
+        x.row(t), previous.row(t), mix.data());
+  }
+}
+
+/// output = previous - x: the difference that RWKV-6 adds a part of.
+template <class T>
+void subtract_tokens(ConstSequence<T> previous, ConstSequence<T> x, Sequence<T> output) {
+  assert(x.length() == output.length() && previous.length() == output.length());
+  for (Index t = 0; t < x.length(); ++t) {
+    map_row(
+        x.channels(), output.row(t),
+        [](const Batch<T>& before, const Batch<T>& current) SEQMIX_INLINE_LAMBDA { return before - current; },
+        previous.row(t), x.row(t));
+  }
+}
+
+/// output = x + difference * mix, mix [channels].
+template <class T>
+void add_difference(ConstSequence<T> x, ConstSequence<T> difference, ConstToken<T> mix, Sequence<T> output) {
+  assert(x.length() == output.length() && difference.length() == output.length() && mix.channels() == x.channels());
+  for (Index t = 0; t < x.length(); ++t) {
+    map_row(
+        x.channels(), output.row(t),
+        [](const Batch<T>& current, const Batch<T>& d, const Batch<T>& m)
+            SEQMIX_INLINE_LAMBDA { return fma(d, m, current); },
+        x.row(t), difference.row(t), mix.data());
+  }
+}
+
+/// output = x + difference * (mix + adjustment), mix [channels], adjustment [length, channels]: the data-dependent mix of
+/// RWKV-6.
+template <class T>
+void add_difference(ConstSequence<T> x, ConstSequence<T> difference, ConstToken<T> mix, ConstSequence<T> adjustment,
+                    Sequence<T> output) {
+  assert(x.length() == output.length() && difference.length() == output.length() && mix.channels() == x.channels());
+  assert(adjustment.length() == output.length() && adjustment.channels() == x.channels());
+  for (Index t = 0; t < x.length(); ++t) {
+    map_row(
+        x.channels(), output.row(t),
+        [](const Batch<T>& current, const Batch<T>& d, const Batch<T>& m, const Batch<T>& a)
+            SEQMIX_INLINE_LAMBDA { return fma(d, m + a, current); },
+        x.row(t), difference.row(t), mix.data(), adjustment.row(t));
+  }
+}
+
+}  // namespace seqmix::inline SEQMIX_ARCH
