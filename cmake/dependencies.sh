@@ -152,17 +152,18 @@ unpack_private() {
         awk -F ' *[|] *' -v suite="$suite/main" '{ split($3, where, " ") } where[2] == suite { print $2; exit }')
       [ -n "$version" ] && at_least "$(upstream "$version")" "$oldest" || continue
       [ -e "$deps_dir/.unpacked/$name=$version" ] && return 0
-      say "unpacking $name $version into build/deps"
       mkdir -p "$deps_dir/.unpacked" "$apt_dir/packages"
+      # Siblings first: a development package without its libraries would stop CMake, even where it is optional.
+      for sibling in $(private apt-cache show "$name=$version" | sed -n 's/^Depends: //p' | tr ',' '\n' |
+        sed 's/^ *//; s/[ (:].*//' | grep -E '^lib(tbb|benchmark)'); do
+        unpack_private 0 "$sibling" || return 1
+      done
+      say "unpacking $name $version into build/deps"
       (
         cd "$apt_dir/packages" && rm -f "${name}"_*.deb &&
           private quietly "apt-$name" apt-get download -q "$name=$version" &&
           dpkg -x "${name}"_*.deb "$deps_dir"
       ) || return 1
-      for sibling in $(private apt-cache show "$name=$version" | sed -n 's/^Depends: //p' | tr ',' '\n' |
-        sed 's/^ *//; s/[ (:].*//' | grep -E '^lib(tbb|benchmark)'); do
-        unpack_private 0 "$sibling" || return 1
-      done
       : >"$deps_dir/.unpacked/$name=$version"
       return 0
     done
