@@ -1,0 +1,122 @@
+// Exact attention with online softmax: any mask, any score, keys and values in any number of segments.
+//
+//   y[i, h] = sum over the keys j that row i of head h sees of p_j value[j, h / (heads / kv_heads)]
+//   p_j     = 2^logit_j / (sum 2^logit + sink term),   logit_j = score(<query[i, h], key[j, ..]>) in the log2 domain
+//
+// Masks are in attention_mask.hpp, scores in attention_score.hpp; both are open: a new one is a type with the members
+// listed there. Two kernels compute the same: attention_tile.hpp for many rows, attention_decode.hpp for few.
+// No array of [rows, keys] exists; masked tiles cost nothing.
+#pragma once
+
+#include <algorithm>
+#include <seqmix/core/view.hpp>
+#include <seqmix/core/workspace.hpp>
+#include <seqmix/engine/attention_decode.hpp>
+#include <seqmix/engine/attention_mask.hpp>
+#include <seqmix/engine/attention_pack.hpp>
+#include <seqmix/engine/attention_score.hpp>
+#include <seqmix/engine/attention_tile.hpp>
+#include <span>
+
+namespace seqmix::inline SEQMIX_ARCH {
+
+namespace detail {
+
+/// Rows up to which packing the keys costs more than it saves.
+inline constexpr Index most_decode_rows = 4;
+
+/// Numbers of a cache from which on it is worth waking other threads for one token.
+inline constexpr Index parallel_decode_numbers = Index(1) << 18;
+
+/// Keys that one task packs, a multiple of every panel width.
+inline constexpr Index pack_keys_per_task = 1024;
+
+template <class T, class Mask, class Score>
+void attend_few(HeadSequence<const T> query, std::span<const KeyValueSegment<T>> segments, const Mask& mask,
+                const Score& score, ConstToken<T> sink, HeadSequence<T> output, Workspace& workspace) {
+  const Index kv_heads = segments.front().key.heads(), group = query.heads() / kv_heads;
+  const auto attend_head = [&](Index kv_head, Workspace& local) {
+    DecodeKernel<T, Mask, Score>(mask, score, segments, kv_head)
+        .run(query, kv_head * group, group, sink, output, local);
+  };
+  const Index numbers = total_length(segments) * kv_heads * (query.head_dim() + output.head_dim());
+  if (numbers >= parallel_decode_numbers) {
+    workspace.parallel_for(kv_heads, attend_head);
+  } else {
+    for (Index kv_head = 0; kv_head < kv_heads; ++kv_head) attend_head(kv_head, workspace);
+  }
+}
+
+template <class T, class Mask, class Score>
+void attend_many(HeadSequence<const T> query, std::span<const KeyValueSegment<T>> segments, const Mask& mask,
+                 const Score& score, ConstToken<T> sink, HeadSequence<T> output, Workspace& workspace) {
+  const Index kv_heads = segments.front().key.heads(), group = query.heads() / kv_heads, rows = query.length();
+  const Index length = total_length(segments);
+  const Index together = std::min(kv_heads, workspace.concurrency());  // heads that are in packed form at a time
+  const auto packed = workspace.take<PackedHead<T>>(together);
+  for (auto& head : packed) head = PackedHead<T>::take(length, query.head_dim(), output.head_dim(), workspace);
+
+  // Smaller blocks of rows where there would be too few to keep all threads busy. The bits don't depend on them.
+  Index block = 16 * tile_rows;
+  while (block > 4 * tile_rows && (rows + block - 1) / block * together * group < 4 * workspace.concurrency()) block /= 2;
+  block = round_up(block, tile_rows);
+  const Index blocks = (rows + block - 1) / block;
+
+  for (Index first = 0; first < kv_heads; first += together) {
+    const Index current = std::min(together, kv_heads - first), panels = packed[0].panels();
+    const Index panels_per_task = pack_keys_per_task / panel_width<T>;
+    const Index pack_tasks = (panels + panels_per_task - 1) / panels_per_task;
+    workspace.parallel_for(current * pack_tasks, [&](Index task, Workspace&) {
+      const Index head = task / pack_tasks, begin = task % pack_tasks * panels_per_task;
+      packed[std::size_t(head)].pack(segments, first + head, score.head((first + head) * group), begin,
+                                     std::min(begin + panels_per_task, panels));
+    });
+    // The last rows first: with a causal mask they see the most keys.
+    workspace.parallel_for(blocks * current * group, [&](Index task, Workspace& local) {
+      const Index b = blocks - 1 - task / (current * group), h = first * group + task % (current * group);
+      const IndexRange range{b * block, std::min(b * block + block, rows)};
+      const auto head_mask = mask.head(h);
+      const auto head_score = score.head(h);
+      const RowSoftmax<T> start = sink.channels() > 0 ? RowSoftmax<T>(sink[h] * log2_e<T>) : RowSoftmax<T>();
+      TileKernel<Score::plain, T, decltype(head_mask), decltype(head_score)>(
+          head_mask, head_score, packed[std::size_t(h / group - first)])
+          .run(query.head(h).rows(range.begin, range.size()), score.query_factor(), range, start,
+               output.head(h).rows(range.begin, range.size()), local);
+    });
+  }
+}
+
+}  // namespace detail
+
+/// Attention of query [rows, heads, head_dim] over the keys and values of all segments, one after the other,
+/// [keys, kv_heads, head_dim] and [keys, kv_heads, value_dim]; kv_heads must divide heads. output [rows, heads, value_dim]
+/// is overwritten and must not overlap the inputs.
+///
+///   mask    which keys a row sees (attention_mask.hpp); a row that sees none gives 0
+///   score   how logits are made from inner products (attention_score.hpp)
+///   sink    [heads]: logits that enter the denominators only, or no channels
+///
+/// O(heads * (head_dim + value_dim)) time for each pair (row, key) in tiles that the mask keeps. Allocates nothing once
+/// `workspace` is warm. What a row gives has the same bits whatever the keys and values that it doesn't see hold, NaN
+/// included, and whatever the number of threads.
+template <std::floating_point T, AttentionMask Mask, AttentionScore Score>
+void attend(HeadSequence<const T> query, std::span<const KeyValueSegment<T>> segments, const Mask& mask,
+            const Score& score, ConstToken<T> sink, HeadSequence<T> output, Workspace& workspace) {
+  assert(query.length() == output.length() && query.heads() == output.heads());
+  if (query.length() == 0 || query.heads() == 0) return;
+  if (total_length(segments) == 0) {
+    for (Index i = 0; i < output.length(); ++i) {
+      for (Index h = 0; h < output.heads(); ++h) std::fill_n(output.row(i, h), output.head_dim(), T(0));
+    }
+    return;
+  }
+  assert(query.heads() % segments.front().key.heads() == 0);
+  const auto frame = workspace.frame();
+  if (query.length() <= detail::most_decode_rows) {
+    detail::attend_few(query, segments, mask, score, sink, output, workspace);
+  } else {
+    detail::attend_many(query, segments, mask, score, sink, output, workspace);
+  }
+}
+
+}  // namespace seqmix::inline SEQMIX_ARCH

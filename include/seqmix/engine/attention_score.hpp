@@ -1,0 +1,141 @@
+// Scores of the attention engine: how a logit is made from the inner product of a query and a key.
+//
+// Logits are in the log2 domain: the weight of a key is 2^logit / sum 2^logit. A score is a small value type with:
+//
+//   using Scalar = T
+//   static constexpr bool plain       the logit is the inner product of the scaled query and the key, nothing more
+//   T query_factor() const            queries are multiplied by this before the inner product
+//   auto head(Index h) const          the score of query head h: anything with the rest of this list
+//   bool excludes(Index key) const    the logit of this key is -infinity for every row
+//   auto row(Index i) const           a functor (Batch<T> product, Index key) -> Batch<T> logit, of row i and the keys
+//                                     key .. key + lanes - 1; may read at most lanes - 1 elements of padding beyond the
+//                                     last key, and what it makes of them doesn't matter
+//
+// DotScore and SoftcapScore make logits of inner products; the others change the logits of the score that they wrap.
+#pragma once
+
+#include <concepts>
+#include <limits>
+#include <numbers>
+#include <seqmix/core/view.hpp>
+#include <seqmix/simd/batch.hpp>
+#include <seqmix/simd/math.hpp>
+
+namespace seqmix::inline SEQMIX_ARCH {
+
+/// log2(e): natural logits times this are logits of the log2 domain.
+template <std::floating_point T>
+inline constexpr T log2_e = std::numbers::log2e_v<T>;
+
+/// A score of the attention engine; what its members mean stands at the top of this file.
+template <class S>
+concept AttentionScore = std::copyable<S> && requires(const S& score, Batch<typename S::Scalar> product, Index index) {
+  { S::plain } -> std::convertible_to<bool>;
+  { score.query_factor() } -> std::same_as<typename S::Scalar>;
+  { score.head(index).excludes(index) } -> std::same_as<bool>;
+  { score.head(index).row(index)(product, index) } -> std::same_as<Batch<typename S::Scalar>>;
+};
+
+/// logit = scale * <query, key>.
+template <std::floating_point T>
+struct DotScore {
+  using Scalar = T;
+  static constexpr bool plain = true;
+
+  T scale = 1;
+
+  T query_factor() const { return scale * log2_e<T>; }
+  const DotScore& head(Index) const { return *this; }
+  bool excludes(Index) const { return false; }
+  auto row(Index) const {
+    return [](Batch<T> product, Index) SEQMIX_INLINE_LAMBDA -> Batch<T> { return product; };
+  }
+};
+
+/// logit = cap * tanh(scale * <query, key> / cap), cap > 0.
+template <std::floating_point T>
+struct SoftcapScore {
+  using Scalar = T;
+  static constexpr bool plain = false;
+
+  T scale = 1;
+  T cap = 1;
+
+  T query_factor() const { return scale / cap; }
+  const SoftcapScore& head(Index) const { return *this; }
+  bool excludes(Index) const { return false; }
+  auto row(Index) const {
+    return [height = cap * log2_e<T>](Batch<T> product, Index) SEQMIX_INLINE_LAMBDA -> Batch<T> {
+      return broadcast(height) * tanh(product);
+    };
+  }
+};
+
+/// logit = base logit - slopes[h] * |row + offset - key| (ALiBi, Press et al. 2022, arXiv:2108.12409). The distance is
+/// formed as an integer: a product slope * key would lose the small differences between large positions.
+template <class Base>
+struct AlibiScore {
+  using Scalar = typename Base::Scalar;
+  using T = Scalar;
+  static constexpr bool plain = false;
+
+  Base base;
+  const T* slopes = nullptr;  // [heads]
+  Index offset = 0;
+
+  T query_factor() const { return base.query_factor(); }
+
+  auto head(Index h) const {
+    auto base_head = base.head(h);
+    struct Head {
+      decltype(base_head) base;
+      T slope;
+      Index offset;
+
+      bool excludes(Index key) const { return base.excludes(key); }
+      auto row(Index i) const {
+        return [logit = base.row(i), slope = slope, aligned = i + offset](Batch<T> product, Index key)
+                   SEQMIX_INLINE_LAMBDA -> Batch<T> {
+          const Batch<T> behind = broadcast(static_cast<T>(aligned - key)) - lane_index<T>();
+          return fnma(broadcast(slope), max_propagating(behind, -behind), logit(product, key));
+        };
+      }
+    };
+    return Head{base_head, slopes[h] * log2_e<T>, offset};
+  }
+};
+
+/// logit = base logit + biases[key]; any numbers, -infinity (a key that is never seen, whatever it and its value hold)
+/// included. The biases must be followed by readable padding up to a multiple of the vector width.
+template <class Base>
+struct KeyBiasScore {
+  using Scalar = typename Base::Scalar;
+  using T = Scalar;
+  static constexpr bool plain = false;
+
+  Base base;
+  const T* biases = nullptr;  // [keys + padding], times log2(e)
+
+  T query_factor() const { return base.query_factor(); }
+
+  auto head(Index h) const {
+    auto base_head = base.head(h);
+    struct Head {
+      decltype(base_head) base;
+      const T* biases;
+
+      bool excludes(Index key) const { return biases[key] == -std::numeric_limits<T>::infinity(); }
+      auto row(Index i) const {
+        return [logit = base.row(i), biases = biases](Batch<T> product, Index key) SEQMIX_INLINE_LAMBDA -> Batch<T> {
+          const Batch<T> bias = load(biases + key);
+          return select(bias == broadcast(-std::numeric_limits<T>::infinity()), bias, logit(product, key) + bias);
+        };
+      }
+    };
+    return Head{base_head, biases};
+  }
+};
+
+static_assert(AttentionScore<DotScore<float>> && AttentionScore<KeyBiasScore<AlibiScore<SoftcapScore<double>>>>);
+
+}  // namespace seqmix::inline SEQMIX_ARCH
