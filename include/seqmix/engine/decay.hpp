@@ -1,0 +1,104 @@
+// Decay policies of the linear recurrence: by how much the memory fades from token to token.
+//
+// A policy gives the natural logarithm of the factor by which row i of a head's memory is multiplied when a token is
+// added. Logarithms are <= 0; -infinity (the row is forgotten) is legal. Policies with fewer heads than the recurrence
+// are shared by groups of consecutive heads. head(h) is [length, key_dim] or [length, 1], with stride 0 where the decay
+// is the same at every token.
+#pragma once
+
+#include <seqmix/core/view.hpp>
+
+namespace seqmix::decay {
+
+/// No decay: the memory is a sum over all tokens.
+template <class T>
+struct None {
+  static constexpr bool any = false;
+  static constexpr bool per_channel = false;  ///< one factor for each key channel, else one for the whole head
+  static constexpr bool constant = true;      ///< the same at every token
+  Index heads() const { return 1; }
+  Sequence<const T> head(Index) const { return {}; }
+};
+
+/// log_decay [heads], the same at every token (RetNet, lightning attention, RWKV-5.0 and 5.1).
+template <class T>
+struct PerHead {
+  static constexpr bool any = true;
+  static constexpr bool per_channel = false;
+  static constexpr bool constant = true;
+  ConstToken<T> log_decay;
+  Index heads() const { return log_decay.channels(); }
+  Sequence<const T> head(Index h) const { return {log_decay.data() + h, 1, 1, 0}; }
+};
+
+/// log_decay [heads, key_dim], the same at every token (RWKV-5.2).
+template <class T>
+struct PerChannel {
+  static constexpr bool any = true;
+  static constexpr bool per_channel = true;
+  static constexpr bool constant = true;
+  ConstSequence<T> log_decay;
+  Index heads() const { return log_decay.length(); }
+  Sequence<const T> head(Index h) const { return {log_decay.row(h), 1, log_decay.channels(), 0}; }
+};
+
+/// log_decay [length, heads] (Mamba-2, simple gated linear attention).
+template <class T>
+struct PerToken {
+  static constexpr bool any = true;
+  static constexpr bool per_channel = false;
+  static constexpr bool constant = false;
+  ConstSequence<T> log_decay;
+  Index heads() const { return log_decay.channels(); }
+  Sequence<const T> head(Index h) const { return log_decay.columns(h, 1); }
+};
+
+/// log_decay [length, heads, key_dim] (gated linear attention, RWKV-6).
+template <class T>
+struct PerTokenChannel {
+  static constexpr bool any = true;
+  static constexpr bool per_channel = true;
+  static constexpr bool constant = false;
+  ConstHeadSequence<T> log_decay;
+  Index heads() const { return log_decay.heads(); }
+  Sequence<const T> head(Index h) const { return log_decay.head(h); }
+};
+
+}  // namespace seqmix::decay
+
+namespace seqmix::readout {
+
+/// y_t = scale * q_t^T S_t: the token is in the memory that it reads.
+template <class T>
+struct AfterUpdate {
+  static constexpr bool bonus = false;
+};
+
+/// y_t = scale * q_t^T (S_{t-1} + diag(bonus) k_t v_t^T), bonus [heads, key_dim]: the token reads the memory left by the
+/// one before, undecayed, and sees itself with a weight of its own (RWKV-5 and 6).
+template <class T>
+struct BeforeUpdate {
+  static constexpr bool bonus = true;
+  ConstSequence<T> weight;
+};
+
+}  // namespace seqmix::readout
+
+namespace seqmix::normalizer {
+
+/// y_t as it is.
+template <class T>
+struct None {
+  static constexpr bool any = false;
+};
+
+/// y_t / (scale * q_t^T z_t + epsilon), where z_t = diag(decay) z_{t-1} + k_t: the memory of a value that is always 1.
+/// sum [heads, key_dim] is read as z_0 and left as z after the last token.
+template <class T>
+struct KeySum {
+  static constexpr bool any = true;
+  Sequence<T> sum;
+  T epsilon;
+};
+
+}  // namespace seqmix::normalizer

@@ -1,0 +1,60 @@
+// Linear recurrences with a matrix memory:
+//
+//     S_t = diag(d_t) S_{t-1} + k_t v_t^T,     y_t = scale * q_t^T S_t
+//
+// for every head, over a whole sequence or a few tokens, from and into a memory. Policies (engine/decay.hpp) say what the
+// decay d_t depends on, whether the token reads the memory before or after it is added (readout), and whether outputs are
+// divided by the sum of key weights (normalizer).
+//
+//   Glossary  L length   H heads   K key_dim   V value_dim, all per head
+//
+// Evaluation orders, which agree up to rounding:
+//   in place   a token at a time on the memory where it is: for up to 7 tokens
+//   fused      four tokens for each pass over the memory, panels of the memory in the first-level cache
+// Cost O(L H K V) time and O(H K V) scratch; nothing of size L^2 or L K exists.
+#pragma once
+
+#include <seqmix/engine/linear_recurrence_fused.hpp>
+
+namespace seqmix::inline SEQMIX_ARCH {
+
+/// Evaluates the recurrence in the order that is fastest for its shape, and leaves the memory (and the normalizer's sum)
+/// as after the last token. Shapes are those of LinearRecurrenceProblem, asserted only. Runs in parallel over heads and
+/// value columns; results have the same bits for any number of threads. Allocates nothing once `workspace` is warm.
+template <class T, class Decay, class Readout, class Normalizer, class QueryMap, class KeyMap>
+void linear_recurrence(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, QueryMap, KeyMap>& problem,
+                       Workspace& workspace) {
+  assert(problem.query.length() == problem.length() && problem.key.length() == problem.length() &&
+         problem.value.length() == problem.length() && problem.memory.heads() == problem.heads());
+  // Below two passes of the fused order, copying the memory into panels costs more than it saves.
+  constexpr Index fused_from = 8;
+  if (problem.length() < fused_from) {
+    detail::linear_recurrence_in_place<T>(problem, workspace);
+  } else {
+    linear_recurrence_fused(problem, workspace);
+  }
+}
+
+/// Throws std::invalid_argument unless query and key are [L, heads', K], value [L, heads', V], memory [H, K, V], where H
+/// is a multiple of each heads', the output [L, H, V], and no output overlaps another argument.
+template <class T>
+void expect_recurrence_shapes(std::string_view operation, const HeadSequence<const T>& query,
+                              const HeadSequence<const T>& key, const HeadSequence<const T>& value,
+                              const MemoryView<T>& memory, const HeadSequence<T>& output) {
+  const auto expect_heads = [&](std::string_view name, const HeadSequence<const T>& view, Index head_dim) {
+    const bool divides = view.heads() > 0 && memory.heads() % view.heads() == 0;
+    expect(divides, operation, name,
+           "has " + std::to_string(view.heads()) + " heads, which do not divide the " +
+               std::to_string(memory.heads()) + " heads of the memory");
+    expect_shape(operation, name, {output.length(), view.heads(), head_dim}, view);
+    expect_disjoint(operation, "output", output, name, view);
+    expect_disjoint(operation, "memory", memory, name, view);
+  };
+  expect_shape(operation, "output", {output.length(), memory.heads(), memory.value_dim()}, output);
+  expect_heads("query", query, memory.key_dim());
+  expect_heads("key", key, memory.key_dim());
+  expect_heads("value", value, memory.value_dim());
+  expect_disjoint(operation, "output", output, "memory", memory);
+}
+
+}  // namespace seqmix::inline SEQMIX_ARCH
