@@ -218,10 +218,15 @@ configure() {
 
 jobs() { nproc 2>/dev/null || echo 2; }
 
-# build <preset> <target>...: goes on after errors, so that one run shows them all.
+# build <preset> <target>...: goes on after errors, so that one run shows them all. Of a failed build it shows the errors
+# rather than the end of the output, which is seldom where they are.
 build() {
-  local preset=$1 keep_going=-k
+  local preset=$1 log="$log_dir/build-$1.log" keep_going=-k
   shift
+  mkdir -p "$log_dir"
   grep -q '^CMAKE_GENERATOR:INTERNAL=Ninja' "$root/build/$preset/CMakeCache.txt" && keep_going=-k0
-  quietly "build-$preset" cmake --build "$root/build/$preset" --parallel "$(jobs)" --target "$@" -- "$keep_going"
+  cmake --build "$root/build/$preset" --parallel "$(jobs)" --target "$@" -- "$keep_going" >"$log" 2>&1 && return 0
+  grep -E -A4 'error:|undefined reference|multiple definition|No rule to make' "$log" | head -n "${SEQMIX_LOG_LINES:-60}" >&2
+  say "building $* in build/$preset failed; the whole output: $log"
+  return 1
 }
