@@ -1,0 +1,368 @@
+// RWKV language models, versions 5 and 6: what stands around the time mixing that the library has.
+//
+//   Source    Peng et al. 2024, arXiv:2404.05892; BlinkDL/RWKV-LM, RWKV-v5/src/model.py
+//   Layout    BlinkDL's parameter names; the file's metadata gives architecture ("rwkv5"), version ("5.2") and n_layer
+//
+//     x = ln0(embedding[token])
+//     per block:  x += time_mixing(ln1(x));  x += channel_mixing(ln2(x))
+//     logits = head ln_out(x)
+#pragma once
+
+#include <algorithm>
+#include <charconv>
+#include <concepts>
+#include <seqmix/core/buffer.hpp>
+#include <seqmix/core/mixer.hpp>
+#include <seqmix/core/parameters.hpp>
+#include <seqmix/io/safetensors.hpp>
+#include <seqmix/parts/feature_map.hpp>
+#include <seqmix/parts/gate.hpp>
+#include <seqmix/parts/linear.hpp>
+#include <seqmix/parts/norm.hpp>
+#include <seqmix/parts/token_shift.hpp>
+#include <seqmix/recurrent/rwkv5.hpp>
+#include <seqmix/recurrent/rwkv6.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+namespace rwkv {
+
+using namespace seqmix;
+
+/// Layer norm over the channels with eps 1e-5.
+template <class T>
+struct LayerNorm {
+  Vector<T> weight, bias;  // [channels]
+
+  void visit(auto&& visitor) {
+    visitor("weight", weight, Presence::required);
+    visitor("bias", bias, Presence::required);
+  }
+  void check(Index channels) const {
+    expect_tensor("layer norm", "weight", {channels}, weight);
+    expect_tensor("layer norm", "bias", {channels}, bias);
+  }
+  void apply(ConstSequence<T> x, Sequence<T> y) const { layer_normalize(x, y, T(1e-5), weight, bias); }
+};
+
+/// How version 5 mixes a token with the one before it: x * mix + previous * (1 - mix).
+struct InterpolationShift {
+  static constexpr std::string_view key_name = "time_mix_k", receptance_name = "time_mix_r";
+
+  template <class T>
+  static void apply(ConstSequence<T> x, ConstSequence<T> previous, ConstToken<T> mix, Sequence<T> output) {
+    interpolate_tokens(x, previous, mix, output);
+  }
+};
+
+/// How version 6 does: x + (previous - x) * mix.
+struct DifferenceShift {
+  static constexpr std::string_view key_name = "time_maa_k", receptance_name = "time_maa_r";
+
+  template <class T>
+  static void apply(ConstSequence<T> x, ConstSequence<T> previous, ConstToken<T> mix, Sequence<T> output) {
+    subtract_tokens(previous, x, output);
+    add_difference(x, output, mix, output);
+  }
+};
+
+/// The feed-forward half of a block; a recurrent mixer too, as each token sees the one before it:
+///     y = sigmoid(Wr shift_r(x)) * (Wv max(Wk shift_k(x), 0)^2)
+template <std::floating_point T, class Shift>
+class ChannelMixing : public RecurrentMixerBase<ChannelMixing<T, Shift>, T> {
+ public:
+  static constexpr std::string_view name = "rwkv_channel_mixing";
+  static constexpr StateGrowth growth = StateGrowth::constant;
+
+  struct Config {
+    Index channels = 0;
+  };
+  struct Weights {
+    Vector<T> key_mix, receptance_mix;  // [channels]
+    Matrix<T> key;                      // [hidden, channels]
+    Matrix<T> value;                    // [channels, hidden]
+    Matrix<T> receptance;               // [channels, channels]
+
+    void visit(auto&& visitor) {
+      visitor(Shift::key_name, key_mix, Presence::required);
+      visitor(Shift::receptance_name, receptance_mix, Presence::required);
+      visitor("key.weight", key, Presence::required);
+      visitor("value.weight", value, Presence::required);
+      visitor("receptance.weight", receptance, Presence::required);
+    }
+  };
+  struct State {
+    Buffer<T> last;  // [channels], the token before
+
+    void visit(auto&& visitor) { visitor("x_prev", last); }
+    void visit(auto&& visitor) const { visitor("x_prev", last); }
+  };
+
+  ChannelMixing(Config config, const Weights& weights)
+      : channels_(config.channels), key_mix_(weights.key_mix), receptance_mix_(weights.receptance_mix) {
+    const Index hidden = weights.key.rows();
+    expect_tensor(name, Shift::key_name, {channels_}, weights.key_mix);
+    expect_tensor(name, Shift::receptance_name, {channels_}, weights.receptance_mix);
+    expect_tensor(name, "key.weight", {hidden, channels_}, weights.key);
+    expect_tensor(name, "value.weight", {channels_, hidden}, weights.value);
+    expect_tensor(name, "receptance.weight", {channels_, channels_}, weights.receptance);
+    key_ = Linear<T>(weights.key);
+    value_ = Linear<T>(weights.value);
+    receptance_ = Linear<T>(weights.receptance);
+  }
+
+  Index channels() const { return channels_; }
+  State initial_state() const { return {Buffer<T>(std::size_t(channels_))}; }
+  void check_state(const State& state) const { expect_shape(name, "x_prev", {channels_}, {Index(state.last.size())}); }
+
+  void advance(SequenceBatch<State> batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    const auto previous = workspace.sequence<T>(x.length(), channels_);
+    const auto shifted = workspace.sequence<T>(x.length(), channels_);
+    previous_tokens<T>(batch, &State::last, x, previous);
+    Shift::template apply<T>(x, previous, key_mix_, shifted);
+    const auto hidden = key_.apply(shifted, workspace);
+    apply_activation(hidden, feature_map::SquaredRelu());
+    value_.apply(hidden, y, workspace);
+    Shift::template apply<T>(x, previous, receptance_mix_, shifted);
+    multiply_sigmoid<T>(y, receptance_.apply(shifted, workspace));
+    keep_last_tokens(batch, &State::last, x);
+  }
+
+ private:
+  Index channels_;
+  Vector<T> key_mix_, receptance_mix_;
+  Linear<T> key_, value_, receptance_;
+};
+
+/// What differs between the versions, other than the time mixing itself.
+template <class TimeMixing>
+struct VersionOf;
+
+template <class T>
+struct VersionOf<Rwkv5<T>> {
+  using Shift = InterpolationShift;
+  static constexpr std::string_view head_tensor = "att.time_decay";  // its first size is the number of heads
+  static constexpr double time_mixing_eps = 1e-5;                    // on the undivided sum, as RWKV/rwkv.cpp has it
+};
+
+template <class T>
+struct VersionOf<Rwkv6<T>> {
+  using Shift = DifferenceShift;
+  static constexpr std::string_view head_tensor = "att.time_faaaa";
+  static constexpr double time_mixing_eps = 64e-5;
+};
+
+/// A whole model, Rwkv5<T> or Rwkv6<T> in its blocks. Immutable, like a mixer: states are values, scratch comes from the
+/// caller's workspace.
+template <class TimeMixing>
+class Model {
+ public:
+  using T = typename TimeMixing::Scalar;
+  using Scalar = T;
+  using Version = VersionOf<TimeMixing>;
+  using Feedforward = ChannelMixing<T, typename Version::Shift>;
+
+  struct BlockState {
+    typename TimeMixing::State time;
+    typename Feedforward::State channel;
+  };
+  using State = std::vector<BlockState>;
+
+  /// Throws SafetensorsError, naming file and tensor, if the file lacks tensors or holds them with wrong shapes.
+  explicit Model(const SafetensorsFile& file) {
+    const Index blocks = block_count(file);
+    embedding_ = file.matrix<T>("emb.weight");
+    LayerNorm<T> first_norm;
+    Matrix<T> head;
+    describe(file, "", [&] {
+      expect(vocabulary() > 0 && channels() > 0, "model", "emb.weight", "is empty");
+      load_weights(first_norm, file, "blocks.0.ln0.");
+      first_norm.check(channels());
+      load_weights(last_norm_, file, "ln_out.");
+      last_norm_.check(channels());
+      head = file.matrix<T>("head.weight");
+      expect_tensor("model", "head.weight", {vocabulary(), channels()}, head);
+    });
+    first_norm.apply(embedding_, embedding_);  // once and for all, as it comes straight after the embedding
+    head_ = Linear<T>(head);
+    for (Index index = 0; index < blocks; ++index) blocks_.emplace_back(file, index, channels());
+  }
+
+  Index channels() const { return embedding_.cols(); }
+  Index vocabulary() const { return embedding_.rows(); }
+  Index layers() const { return Index(blocks_.size()); }
+
+  State initial_state() const {
+    State state;
+    for (const Block& block : blocks_) {
+      state.push_back({block.time_mixing.initial_state(), block.channel_mixing.initial_state()});
+    }
+    return state;
+  }
+
+  /// Bytes of the numbers in `state`.
+  static std::size_t state_bytes(const State& state) {
+    std::size_t total = 0;
+    const auto add = [&](std::string_view, const auto& field) {
+      if constexpr (requires { field.size(); }) {
+        total += field.size() * sizeof(field[0]);
+      } else {
+        total += sizeof(field);
+      }
+    };
+    for (const BlockState& block : state) {
+      block.time.visit(add);
+      block.channel.visit(add);
+    }
+    return total;
+  }
+
+  /// Reads the next tokens of a text by the parallel path. logits [tokens.size(), vocabulary()] after every token, or
+  /// [1, vocabulary()] after the last one only. Throws std::invalid_argument, with `state` as it was, on tokens outside
+  /// the vocabulary and on wrong shapes.
+  void prefill(State& state, std::span<const Index> tokens, Sequence<T> logits, Workspace& workspace) const {
+    const Index length = Index(tokens.size());
+    for (const Index token : tokens) expect(token >= 0 && token < vocabulary(), "model", "tokens", "unknown token");
+    expect(state.size() == blocks_.size(), "model", "state", "belongs to another model");
+    if (logits.length() != 1 || length == 0) expect_shape("model", "logits", {length, vocabulary()}, logits);
+    expect_shape("model", "logits", {logits.length(), vocabulary()}, logits);
+    if (length == 0) return;
+
+    const auto frame = workspace.frame();
+    const auto x = workspace.sequence<T>(length, channels());
+    const auto normal = workspace.sequence<T>(length, channels());
+    const auto mixed = workspace.sequence<T>(length, channels());
+    for (Index t = 0; t < length; ++t) {
+      std::copy_n(embedding_.row(tokens[std::size_t(t)]).data(), channels(), x.row(t));
+    }
+    for (std::size_t i = 0; i < blocks_.size(); ++i) {
+      const Block& block = blocks_[i];
+      block.time_norm.apply(x, normal);
+      block.time_mixing.prefill(state[i].time, normal, mixed, workspace);
+      add(mixed, x);
+      block.channel_norm.apply(x, normal);
+      block.channel_mixing.prefill(state[i].channel, normal, mixed, workspace);
+      add(mixed, x);
+    }
+    const auto asked = x.rows(length - logits.length(), logits.length());
+    last_norm_.apply(asked, asked);
+    head_.apply(asked, logits, workspace);
+  }
+
+  /// Reads the next token by the recurrent path. logits [vocabulary()]. Throws as prefill does.
+  void step(State& state, Index token, Token<T> logits, Workspace& workspace) const {
+    prefill(state, std::span<const Index>(&token, 1), logits, workspace);
+  }
+
+ private:
+  struct Block {
+    LayerNorm<T> time_norm, channel_norm;
+    TimeMixing time_mixing;
+    Feedforward channel_mixing;
+
+    Block(const SafetensorsFile& file, Index index, Index channels)
+        : Block(file, "blocks." + std::to_string(index) + ".", channels) {}
+
+   private:
+    Block(const SafetensorsFile& file, const std::string& prefix, Index channels)
+        : time_mixing(load_time_mixing(file, prefix, channels)),
+          channel_mixing(load_channel_mixing(file, prefix, channels)) {
+      describe(file, prefix, [&] {
+        load_weights(time_norm, file, prefix + "ln1.");
+        load_weights(channel_norm, file, prefix + "ln2.");
+        time_norm.check(channels);
+        channel_norm.check(channels);
+      });
+    }
+  };
+
+  static TimeMixing load_time_mixing(const SafetensorsFile& file, const std::string& prefix, Index channels) {
+    return describe(file, prefix + "att", [&] {
+      typename TimeMixing::Weights weights;
+      load_weights(weights, file, prefix + "att.");
+      const auto& heads = file.tensor(prefix + std::string(Version::head_tensor)).shape;
+      typename TimeMixing::Config config;
+      config.channels = channels;
+      config.attention_channels = file.matrix<T>(prefix + "att.key.weight").rows();
+      config.heads = heads.empty() ? 1 : heads.front();
+      config.norm_eps = T(Version::time_mixing_eps);
+      return TimeMixing(config, std::move(weights));
+    });
+  }
+
+  static Feedforward load_channel_mixing(const SafetensorsFile& file, const std::string& prefix, Index channels) {
+    return describe(file, prefix + "ffn", [&] {
+      typename Feedforward::Weights weights;
+      load_weights(weights, file, prefix + "ffn.");
+      return Feedforward({.channels = channels}, weights);
+    });
+  }
+
+  /// Calls `load`, and says in what it throws of wrong shapes which file and which part of the model it was.
+  template <class Load>
+  static auto describe(const SafetensorsFile& file, const std::string& part, Load load) {
+    try {
+      return load();
+    } catch (const std::invalid_argument& error) {
+      throw SafetensorsError(file.path() + ": " + part + (part.empty() ? "" : ": ") + error.what());
+    }
+  }
+
+  static Index block_count(const SafetensorsFile& file) {
+    const auto found = file.metadata().find("n_layer");
+    const std::string text = found == file.metadata().end() ? "" : found->second;
+    Index count = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), count);
+    // Every block has tensors of its own, so a file can't have more blocks than tensors.
+    if (error != std::errc() || end != text.data() + text.size() || count < 1 || count > Index(file.names().size())) {
+      throw SafetensorsError(file.path() + ": n_layer in the metadata is missing or wrong: \"" + text.substr(0, 100) +
+                             "\"");
+    }
+    return count;
+  }
+
+  static void add(ConstSequence<T> source, Sequence<T> x) {
+    for (Index t = 0; t < x.length(); ++t) {
+      for (Index c = 0; c < x.channels(); ++c) x.row(t)[c] += source.row(t)[c];
+    }
+  }
+
+  Matrix<T> embedding_;  // [vocabulary, channels], normalised
+  LayerNorm<T> last_norm_;
+  Linear<T> head_;
+  std::vector<Block> blocks_;
+};
+
+/// A model of any version that is known.
+template <std::floating_point T>
+using AnyModel = std::variant<Model<Rwkv5<T>>, Model<Rwkv6<T>>>;
+
+/// Loads a checkpoint, of the version that its metadata names. Throws SafetensorsError on other versions, and as Model
+/// does.
+template <std::floating_point T>
+AnyModel<T> load_model(const SafetensorsFile& file) {
+  const auto entry = [&](const char* key) {
+    const auto found = file.metadata().find(key);
+    return found == file.metadata().end() ? std::string("(none)") : found->second.substr(0, 100);
+  };
+  const std::string version = entry("architecture") + " " + entry("version");
+  for (const char* known : {"rwkv5 5.0", "rwkv5 5.1", "rwkv5 5.2"}) {
+    if (version == known) return Model<Rwkv5<T>>(file);
+  }
+  if (version == "rwkv6 6.0") return Model<Rwkv6<T>>(file);
+  const bool later = version == "rwkv4 4.0" || version == "rwkv7 7.0";
+  throw SafetensorsError(file.path() + ": architecture and version \"" + version +
+                         (later ? "\" are not supported yet" : "\" are unknown") +
+                         "; supported are rwkv5 5.0, rwkv5 5.1, rwkv5 5.2, rwkv6 6.0");
+}
+
+/// The token with the largest logit.
+template <class T>
+Index most_likely(std::span<const T> logits) {
+  return std::max_element(logits.begin(), logits.end()) - logits.begin();
+}
+
+}  // namespace rwkv
