@@ -7,6 +7,7 @@
 #include <memory>
 #include <seqmix/core/buffer.hpp>
 #include <seqmix/core/mixer.hpp>
+#include <seqmix/io/state.hpp>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -49,7 +50,9 @@ class AnyMixer {
 
   virtual void forward(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const = 0;
   virtual std::unique_ptr<AnyState> initial_state() const = 0;
-  virtual bool reserve(AnyState& state, Index tokens) const = 0;  ///< false if the mixer has no such function
+  virtual bool reserve(AnyState& state, Index tokens) const = 0;         ///< false if the mixer has no such function
+  virtual std::vector<std::byte> save(const AnyState& state) const = 0;  ///< io/state.hpp
+  virtual std::unique_ptr<AnyState> load(std::span<const std::byte> bytes) const = 0;  ///< io/state.hpp
   virtual void prefill(AnyState& state, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const = 0;
   virtual void step(AnyState& state, ConstToken<T> x, Token<T> y, Workspace& workspace) const = 0;
 
@@ -150,6 +153,20 @@ class MixerOf final : public AnyMixer<typename M::Scalar> {
     }
     return false;
   }
+  std::vector<std::byte> save([[maybe_unused]] const AnyState& state) const override {
+    if constexpr (RecurrentMixer<M>) {
+      return save_state(mixer_, state_of(state));
+    } else {
+      missing();
+    }
+  }
+  std::unique_ptr<AnyState> load([[maybe_unused]] std::span<const std::byte> bytes) const override {
+    if constexpr (RecurrentMixer<M>) {
+      return std::make_unique<StateOf<typename M::State>>(load_state(mixer_, bytes));
+    } else {
+      missing();
+    }
+  }
   void prefill([[maybe_unused]] AnyState& state, [[maybe_unused]] ConstSequence<T> x, [[maybe_unused]] Sequence<T> y,
                [[maybe_unused]] Workspace& workspace) const override {
     if constexpr (RecurrentMixer<M>) {
@@ -200,6 +217,9 @@ class MixerOf final : public AnyMixer<typename M::Scalar> {
 
   // The laws hand back what initial_state gave them.
   static auto& state_of(AnyState& state) { return static_cast<StateOf<typename M::State>&>(state).value; }
+  static const auto& state_of(const AnyState& state) {
+    return static_cast<const StateOf<typename M::State>&>(state).value;
+  }
 
   template <class Call>
   static void with_states(std::span<AnyState* const> states, Call call) {

@@ -1,0 +1,232 @@
+// The laws can fail: a small correct mixer keeps them all, and each way to break it is reported under its law.
+#include <unistd.h>
+#include <atomic>
+#include <catch2/catch_test_macros.hpp>
+#include <memory>
+#include <seqmix/core/mixer.hpp>
+#include <string>
+#include <thread>
+
+#include "support/laws.hpp"
+
+namespace seqmix::test {
+namespace {
+
+enum class Defect {
+  none,
+  stale_carry,       // prefill forgets the state of the row before its last
+  wrong_rate,        // step decays a little faster
+  hidden_history,    // the state is in the mixer
+  shared_copy,       // copies of a state share memory
+  reads_ahead,       // a row depends on the next one
+  masks_by_product,  // a row depends on the next one times zero
+  allocates,         // step allocates
+  system_call,       // step makes a system call
+  counts_threads,    // the result depends on the executor
+  shared_scratch,    // callers share a scratch array in the mixer
+  unsaved_field,     // visit leaves out a field
+  dense_rows,        // takes y for contiguous
+  writes_beside,     // writes one number beyond a row
+  adds_to_output,    // y += instead of y =
+  reads_scratch,     // uses scratch memory before it is written
+  swaps_batch,       // hands the states of a batch out in the wrong order
+  silent,            // checks no shapes
+  takes_any_state,   // checks no states
+  writes_early,      // writes y before it checks
+  imprecise,         // prefill loses half the digits
+};
+
+template <class T, Defect defect>
+class Average;
+
+template <class T, Defect defect>
+struct AverageState {
+  Buffer<T> average;  // [channels]
+  Index position = 0;
+  std::shared_ptr<Buffer<T>> shared;  // used by one defect only
+
+  template <class Visitor>
+  void visit(Visitor&& visitor) {
+    if (defect != Defect::unsaved_field) visitor("average", average);
+    visitor("position", position);
+  }
+  template <class Visitor>
+  void visit(Visitor&& visitor) const {
+    if (defect != Defect::unsaved_field) visitor("average", average);
+    visitor("position", position);
+  }
+};
+
+/// y[t] = a[t] / (1 - rate^t) with a[t] = rate a[t - 1] + (1 - rate) x[t]: an exponential moving average.
+template <class T, Defect defect>
+class Average : public RecurrentMixerBase<Average<T, defect>, T> {
+ public:
+  using Base = RecurrentMixerBase<Average<T, defect>, T>;
+  static constexpr std::string_view name = "average";
+  static constexpr StateGrowth growth = StateGrowth::constant;
+
+  struct Config {
+    Index channels = 1;
+  };
+  struct Weights {
+    Vector<T> rate;
+    template <class Visitor>
+    void visit(Visitor&& visitor) {
+      visitor("rate", rate, Presence::required);
+    }
+    template <class Visitor>
+    void visit(Visitor&& visitor) const {
+      visitor("rate", rate, Presence::required);
+    }
+  };
+  using State = AverageState<T, defect>;
+
+  Average(Config config, Weights weights) : config_(config), weights_(std::move(weights)) {
+    expect_tensor(name, "rate", {config_.channels}, weights_.rate);
+    scratch_ = std::make_shared<Buffer<T>>(std::size_t(config_.channels));
+    history_ = std::make_shared<Index>(0);
+  }
+  static Weights random_weights(const Config& config, Rng& rng) {
+    return {uniform_vector<T>(config.channels, 0.5, 0.99, rng)};
+  }
+
+  Index channels() const { return config_.channels; }
+  State initial_state() const {
+    return {Buffer<T>(std::size_t(channels())), 0, std::make_shared<Buffer<T>>(std::size_t(channels()))};
+  }
+  void check_state(const State& state) const {
+    if (defect == Defect::takes_any_state) return;
+    expect_shape(name, "state", {channels()}, Shape{Index(state.average.size())});
+  }
+
+  void forward(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    if (defect == Defect::writes_early && y.length() > 0) y(0, 0) = T(1);
+    if (defect == Defect::silent && (x.channels() != channels() || y.channels() != channels())) return;
+    Base::forward(x, y, workspace);
+  }
+
+  void advance(SequenceBatch<State> batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    for (Index b = 0; b < batch.size(); ++b) {
+      State& state = batch.state(defect == Defect::swaps_batch ? batch.size() - 1 - b : b);
+      const auto rows_in = x.rows(batch.begin(b), batch.length(b));
+      auto rows_out = y.rows(batch.begin(b), batch.length(b));
+      if (defect == Defect::dense_rows) rows_out = Sequence<T>(rows_out.data(), rows_out.length(), channels());
+      workspace.parallel_for(channels(), [&](Index c, Workspace& local) {
+        run_channel(state, c, rows_in, rows_out, local, batch.size() == 1 && workspace.concurrency() == 3);
+      });
+      state.position += batch.length(b);
+      if (defect == Defect::hidden_history) *history_ += batch.length(b);
+    }
+    if (defect == Defect::allocates && x.length() == 1) Buffer<T>(100).swap(*scratch_);
+    if (defect == Defect::system_call) (void)!::getppid();
+  }
+
+ private:
+  void run_channel(State& state, Index c, ConstSequence<T> x, Sequence<T> y, Workspace& local,
+                   [[maybe_unused]] bool odd) const {
+    T& average = defect == Defect::shared_copy ? (*state.shared)[std::size_t(c)] : state.average[std::size_t(c)];
+    T& carry = defect == Defect::shared_scratch ? (*scratch_)[std::size_t(c)] : average;
+    if (defect == Defect::shared_scratch) carry = average;
+    T rate = weights_.rate[c];
+    if (defect == Defect::wrong_rate && x.length() == 1) rate *= T(0.999);
+    if (defect == Defect::hidden_history && *history_ % 7 == 6) rate *= T(0.9);
+    T scratch = T(0);
+    if (defect == Defect::reads_scratch) scratch = local.template take<T>(1)[0];
+    const T before = carry;
+    for (Index t = 0; t < x.length(); ++t) {
+      T next = x(t, c);
+      if (defect == Defect::reads_ahead && t + 1 < x.length()) next += T(1e-3) * x(t + 1, c);
+      if (defect == Defect::masks_by_product && t + 1 < x.length()) next += T(0) * x(t + 1, c);
+      if (defect == Defect::counts_threads && odd) next *= T(1) + std::numeric_limits<T>::epsilon();
+      carry = rate * carry + (T(1) - rate) * next;
+      if (defect == Defect::imprecise && x.length() > 1) carry = T(std::round(double(carry) * 4096) / 4096);
+      if (defect == Defect::shared_scratch) std::this_thread::yield();
+      y(t, c) = (defect == Defect::adds_to_output ? y(t, c) : T(0)) + carry + scratch;
+      if (defect == Defect::writes_beside && c + 1 == channels() && t + 1 < x.length()) y.row(t)[channels()] = T(5);
+    }
+    if (defect == Defect::stale_carry && x.length() > 1) carry = before;
+    if (defect == Defect::shared_scratch) average = carry;
+  }
+
+  Config config_;
+  Weights weights_;
+  std::shared_ptr<Buffer<T>> scratch_;
+  std::shared_ptr<Index> history_;
+};
+
+static_assert(RecurrentMixer<Average<float, Defect::none>>);
+
+template <Defect defect>
+struct AverageTests {
+  static constexpr const char* name = "average";
+  template <class T>
+  using Mixer = Average<T, defect>;
+  template <class T>
+  static std::vector<Configuration<Mixer<T>>> configurations(Rng&) {
+    return {{"five channels", {.channels = 5}}, {"one channel", {.channels = 1}}};
+  }
+  static typename Mixer<double>::Weights weights(const typename Mixer<double>::Config& config, Rng& rng) {
+    return Mixer<double>::random_weights(config, rng);
+  }
+};
+
+/// The laws that a defect breaks, as "law law law ".
+template <class T, Defect defect>
+std::string broken_laws(Index configuration = 0) {
+  using Factory = detail::CaseFactory<AverageTests<defect>>;
+  const auto mixer = Factory::template make<T>(configuration);
+  const auto foreign = Factory::template make<T>(1 - configuration);
+  std::string laws;
+  for (const auto& failure : check_laws<T>(mixer, Effort::small, foreign.mixer.get())) {
+    laws += failure.law + " ";
+    UNSCOPED_INFO(failure.law << ": " << failure.message);
+  }
+  return laws;
+}
+
+template <Defect defect>
+void expect_broken(const std::string& law) {
+  const auto in_float = broken_laws<float, defect>();
+  INFO("float breaks: " << in_float);
+  CHECK(in_float.find(law) != std::string::npos);
+  const auto in_double = broken_laws<double, defect>();
+  INFO("double breaks: " << in_double);
+  CHECK(in_double.find(law) != std::string::npos);
+}
+
+TEST_CASE("a correct mixer keeps the laws") {
+  for (const Index configuration : {0, 1}) {
+    CHECK(broken_laws<float, Defect::none>(configuration).empty());
+    CHECK(broken_laws<double, Defect::none>(configuration).empty());
+  }
+}
+
+TEST_CASE("each law can fail") {
+  SECTION("stale carry") { expect_broken<Defect::stale_carry>("state"); }
+  SECTION("wrong rate") { expect_broken<Defect::wrong_rate>("stepping"); }
+  SECTION("hidden history") { expect_broken<Defect::hidden_history>("rollback"); }
+  SECTION("shared copy") { expect_broken<Defect::shared_copy>("fork"); }
+  SECTION("reads ahead") { expect_broken<Defect::reads_ahead>("causality"); }
+  SECTION("masks by product") { expect_broken<Defect::masks_by_product>("causality"); }
+  SECTION("allocates") { expect_broken<Defect::allocates>("quiet"); }
+  SECTION("counts threads") { expect_broken<Defect::counts_threads>("threads"); }
+  SECTION("unsaved field") { expect_broken<Defect::unsaved_field>("save"); }
+  SECTION("dense rows") { expect_broken<Defect::dense_rows>("views"); }
+  SECTION("writes beside") { expect_broken<Defect::writes_beside>("views"); }
+  SECTION("adds to output") { expect_broken<Defect::adds_to_output>("views"); }
+  SECTION("reads scratch") { expect_broken<Defect::reads_scratch>("pieces"); }
+  SECTION("swaps batch") { expect_broken<Defect::swaps_batch>("batch"); }
+  SECTION("silent") { expect_broken<Defect::silent>("errors"); }
+  SECTION("takes any state") { expect_broken<Defect::takes_any_state>("errors"); }
+  SECTION("writes early") { expect_broken<Defect::writes_early>("errors"); }
+  SECTION("imprecise") { expect_broken<Defect::imprecise>("pieces"); }
+#ifdef SEQMIX_TEST_SECCOMP
+  SECTION("system call") { expect_broken<Defect::system_call>("quiet"); }
+#endif
+#ifndef SEQMIX_TEST_THREAD_SANITIZER
+  SECTION("shared scratch") { expect_broken<Defect::shared_scratch>("threads"); }
+#endif
+}
+
+}  // namespace
+}  // namespace seqmix::test
