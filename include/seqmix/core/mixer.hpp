@@ -5,6 +5,7 @@
 // sequence from a state, piece by piece or token by token, and all ways to cut a sequence give the same result.
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <seqmix/core/error.hpp>
 #include <seqmix/core/view.hpp>
@@ -33,17 +34,19 @@ enum class Direction {
 /// y, whatever y held; length 0 is a no-op). It throws std::invalid_argument, with y untouched, when x or y is not
 /// [length, channels()], when their lengths differ, or when they overlap.
 template <class M>
-concept Mixer =
-    std::floating_point<typename M::Scalar> && requires { typename M::Config; typename M::Weights; } &&
-    requires(const M& mixer, ConstSequence<typename M::Scalar> x, Sequence<typename M::Scalar> y, Workspace& workspace) {
-      { mixer.channels() } -> std::same_as<Index>;
-      { M::direction } -> std::convertible_to<Direction>;
-      mixer.forward(x, y, workspace);
-    };
+concept Mixer = std::floating_point<typename M::Scalar> && requires {
+  typename M::Config;
+  typename M::Weights;
+} && requires(const M& mixer, ConstSequence<typename M::Scalar> x, Sequence<typename M::Scalar> y,
+              Workspace& workspace) {
+  { mixer.channels() } -> std::same_as<Index>;
+  { M::direction } -> std::convertible_to<Direction>;
+  mixer.forward(x, y, workspace);
+};
 
 /// A mixer whose rows y[0 .. t] never depend on x[t + 1 ..], to the bit.
 template <class M>
-concept CausalMixer = Mixer<M> && (M::direction == Direction::causal);
+concept CausalMixer = Mixer<M> &&(M::direction == Direction::causal);
 
 /// A causal mixer that continues a sequence from a state.
 ///
@@ -52,16 +55,15 @@ concept CausalMixer = Mixer<M> && (M::direction == Direction::causal);
 /// forward's rows up to rounding, and leaves states that continue alike. step allocates nothing once its workspace is
 /// warm, but for states that grow past what was reserved. A call that throws leaves state and y as they were.
 template <class M>
-concept RecurrentMixer =
-    CausalMixer<M> && std::copyable<typename M::State> &&
+concept RecurrentMixer = CausalMixer<M> && std::copyable<typename M::State> &&
     requires(const M& mixer, typename M::State& state, ConstSequence<typename M::Scalar> x,
              Sequence<typename M::Scalar> y, ConstToken<typename M::Scalar> x_token, Token<typename M::Scalar> y_token,
              Workspace& workspace) {
-      { M::growth } -> std::convertible_to<StateGrowth>;
-      { mixer.initial_state() } -> std::same_as<typename M::State>;
-      mixer.prefill(state, x, y, workspace);
-      mixer.step(state, x_token, y_token, workspace);
-    };
+  { M::growth } -> std::convertible_to<StateGrowth>;
+  { mixer.initial_state() } -> std::same_as<typename M::State>;
+  mixer.prefill(state, x, y, workspace);
+  mixer.step(state, x_token, y_token, workspace);
+};
 
 /// Several sequences, one after the other in packed rows: sequence b is rows offsets[b] .. offsets[b + 1] - 1, and
 /// states[b] is its state.
@@ -99,12 +101,17 @@ void expect_input_output(std::string_view operation, Index channels, const Seque
 ///   void advance(SequenceBatch<State>, ConstSequence<T> x, Sequence<T> y, Workspace&) const;
 ///
 /// advance runs every sequence of the batch on from its state. It is called with checked arguments only. Projections
-/// apply to all rows at once, so a batch of steps is a product of matrices.
+/// apply to all rows at once, so a batch of steps is a product of matrices. Long inputs are cut: no call to advance gets
+/// more than rows_per_pass rows, so that what it computes on the way stays in the caches, and scratch memory does not
+/// grow with the length.
 template <class Derived, std::floating_point T>
 class RecurrentMixerBase {
  public:
   using Scalar = T;
   static constexpr Direction direction = Direction::causal;
+
+  /// Most rows that one call of advance gets. A derived class may set another number.
+  static constexpr Index rows_per_pass = 512;
 
   /// y = mixer(x) for a whole sequence from the empty state. x, y [length, channels]. Allocates the states that it
   /// starts from, and nothing else once `workspace` is warm.
@@ -151,7 +158,7 @@ class RecurrentMixerBase {
     }
     if (x.length() == 0) return;
     const auto frame = workspace.frame();
-    self().advance(SequenceBatch<State>{states, offsets}, x, y, workspace);
+    advance_passes(SequenceBatch<State>{states, offsets}, x, y, workspace);
   }
 
   /// The next token of several sequences: row b of x and y [states.size(), channels] belongs to states[b]. Throws as
@@ -174,7 +181,33 @@ class RecurrentMixerBase {
     const auto frame = workspace.frame();
     State* const states[] = {&state};
     const Index offsets[] = {0, x.length()};
-    self().advance(SequenceBatch<State>{states, offsets}, x, y, workspace);
+    advance_passes(SequenceBatch<State>{states, offsets}, x, y, workspace);
+  }
+
+  /// Calls advance for at most rows_per_pass rows at a time, with the sequences that have rows among them.
+  template <class State>
+  void advance_passes(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y,
+                      Workspace& workspace) const {
+    const Index total = batch.total();
+    if (total <= Derived::rows_per_pass) {
+      self().advance(batch, x, y, workspace);
+      return;
+    }
+    const auto states = workspace.take<State*>(batch.size());
+    const auto offsets = workspace.take<Index>(batch.size() + 1);
+    for (Index begin = 0, first = 0; begin < total; begin += Derived::rows_per_pass) {
+      const Index end = std::min(begin + Derived::rows_per_pass, total);
+      while (batch.begin(first) + batch.length(first) <= begin) ++first;
+      Index count = 0;
+      for (Index b = first; b < batch.size() && batch.begin(b) < end; ++b, ++count) {
+        states[std::size_t(count)] = &batch.state(b);
+        offsets[std::size_t(count)] = std::max(batch.begin(b), begin) - begin;
+      }
+      offsets[std::size_t(count)] = end - begin;
+      const auto frame = workspace.frame();
+      self().advance(SequenceBatch<State>{states.first(std::size_t(count)), offsets.first(std::size_t(count) + 1)},
+                     x.rows(begin, end - begin), y.rows(begin, end - begin), workspace);
+    }
   }
 };
 

@@ -13,9 +13,9 @@
 #pragma once
 
 #include <algorithm>
+#include <seqmix/core/workspace.hpp>
 #include <seqmix/engine/decay.hpp>
 #include <seqmix/engine/memory.hpp>
-#include <seqmix/core/workspace.hpp>
 #include <seqmix/simd/batch.hpp>
 #include <seqmix/simd/math.hpp>
 #include <seqmix/simd/microkernel.hpp>
@@ -63,9 +63,13 @@ struct LinearRecurrenceProblem {
   /// What head h reads and writes.
   LinearRecurrenceHead<T> head(Index h) const {
     const auto shared = [&](Index count) { return h * count / heads(); };
-    LinearRecurrenceHead<T> result{query.head(shared(query.heads())), key.head(shared(key.heads())),
-                                   value.head(shared(value.heads())), decay.head(shared(decay.heads())), {},
-                                   output.head(h), {memory.row(h, 0), key_dim(), value_dim(), memory.row_stride()}};
+    LinearRecurrenceHead<T> result{query.head(shared(query.heads())),
+                                   key.head(shared(key.heads())),
+                                   value.head(shared(value.heads())),
+                                   decay.head(shared(decay.heads())),
+                                   {},
+                                   output.head(h),
+                                   {memory.row(h, 0), key_dim(), value_dim(), memory.row_stride()}};
     if constexpr (Readout::bonus) result.bonus = readout.weight.row(shared(readout.weight.length()));
     return result;
   }
@@ -247,9 +251,8 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
     for (Index i = 0; i < key_dim; i += width) {
       const T* rows = result.rows + i * row_vectors;
       Batch<T> z = load(key_sum + i);
-      unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
-        sum[t] = fma(load(rows + (1 + Tokens + t) * width), z, sum[t]);
-      });
+      unroll<Tokens>([&](auto t)
+                         SEQMIX_INLINE_LAMBDA { sum[t] = fma(load(rows + (1 + Tokens + t) * width), z, sum[t]); });
       if constexpr (Decay::any) z *= load(rows);
       unroll<Tokens>([&](auto s) SEQMIX_INLINE_LAMBDA { z += load(rows + (1 + s) * width); });
       store(key_sum + i, z);
@@ -349,7 +352,8 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const RecurrenceCoefficients<T, 1>& coe
   const T* rows = coefficients.rows;
   for (Index i = 0; i < key_dim; ++i) {
     const T* coefficient = rows + (i / width) * 3 * width + i % width;
-    const Batch<T> d = broadcast(coefficient[0]), k = broadcast(coefficient[width]), q = broadcast(coefficient[2 * width]);
+    const Batch<T> d = broadcast(coefficient[0]), k = broadcast(coefficient[width]),
+                   q = broadcast(coefficient[2 * width]);
     T* row = memory + i * row_stride;
     unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
       Batch<T> x = read(row + b * width);
@@ -439,7 +443,8 @@ void linear_recurrence_fused_panels(const Problem& problem, Sequence<const T> in
     const Index head = unit / panels, panel = unit % panels, columns = columns_of(panel);
     T* destination = memory + (unit - first) * panel_size;
     for (Index i = 0; i < key_dim; ++i) {
-      T* row = std::copy_n(problem.memory.row(head, i) + panel * panel_columns, columns, destination + i * panel_columns);
+      T* row =
+          std::copy_n(problem.memory.row(head, i) + panel * panel_columns, columns, destination + i * panel_columns);
       std::fill(row, destination + (i + 1) * panel_columns, T(0));
     }
   }
@@ -460,7 +465,9 @@ void linear_recurrence_fused_panels(const Problem& problem, Sequence<const T> in
       T* head_factors = factors + (Decay::constant ? (h - first_head) * pitch : 0);
       if constexpr (!Decay::constant) load_factors<Decay>(head, begin, count, head_factors);
       stage_queries_and_keys(problem, head, begin, count, queries, keys);
-      const auto factors_at = [&](Index t) { return head_factors + (Decay::constant ? 0 : Decay::per_channel ? t * pitch : t); };
+      const auto factors_at = [&](Index t) {
+        return head_factors + (Decay::constant ? 0 : Decay::per_channel ? t * pitch : t);
+      };
       for (Index quad = 0; quad < quad_count; ++quad) {
         const Index t = quad * tokens;
         prepare_coefficients<tokens>(problem, head, queries + t * pitch, keys + t * pitch, factors_at(t), key_sum,
@@ -525,8 +532,8 @@ void linear_recurrence_fused_panels(const Problem& problem, Sequence<const T> in
 
 /// The recurrence in the fused order, split between threads by value columns. O(heads key_dim value_dim) per token.
 template <class T, class Decay, class Readout, class Normalizer, class QueryMap, class KeyMap>
-void linear_recurrence_fused(
-    const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, QueryMap, KeyMap>& problem, Workspace& workspace) {
+void linear_recurrence_fused(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, QueryMap, KeyMap>& problem,
+                             Workspace& workspace) {
   const Index panels = (problem.value_dim() + 2 * lanes<T> - 1) / (2 * lanes<T>), units = problem.heads() * panels;
   const Index workers = std::min(workspace.concurrency(), units);
   if (workers == 0) return;
