@@ -20,7 +20,7 @@ using Catch::Matchers::MessageMatches;
 /// A file with this header and `data_size` bytes 0, 1, 2 ... of data.
 std::vector<std::byte> file_bytes(const std::string& header, std::size_t data_size) {
   std::vector<std::byte> bytes;
-  detail::append_little(bytes, std::uint64_t(header.size()));
+  internal::append_little(bytes, std::uint64_t(header.size()));
   for (const char c : header) bytes.push_back(std::byte(c));
   for (std::size_t i = 0; i < data_size; ++i) bytes.push_back(std::byte(i));
   return bytes;

@@ -94,7 +94,7 @@ typename M::State advanced_state(const M& mixer, Index length) {
 /// The blob with a checksum that fits again, as only a forger would make it.
 std::vector<std::byte> resealed(std::vector<std::byte> blob) {
   blob.resize(blob.size() - 8);
-  const auto sum = detail::checksum(blob);
+  const auto sum = internal::checksum(blob);
   for (int i = 0; i < 8; ++i) blob.push_back(std::byte(sum >> (8 * i)));
   return blob;
 }
@@ -146,7 +146,7 @@ TEST_CASE("the layout of a saved state is fixed", "[io]") {
   CHECK(std::memcmp(blob.data(), expected.data(), expected.size()) == 0);
   // Published test vector of FNV-1a.
   const std::byte letter[] = {std::byte('a')};
-  CHECK(detail::checksum(letter) == 0xAF63DC4C8601EC8Cu);
+  CHECK(internal::checksum(letter) == 0xAF63DC4C8601EC8Cu);
 }
 
 TEST_CASE("foreign, truncated and altered states are refused", "[io]") {

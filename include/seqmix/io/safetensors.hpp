@@ -76,7 +76,7 @@ struct SafetensorsTensor {
   Index size() const { return Index(bytes.size()) / dtype_size(dtype); }
 };
 
-namespace detail {
+namespace internal {
 
 /// "file: tensor "name": problem", with whatever comes from the file cut to a readable length.
 [[noreturn]] inline void throw_safetensors(std::string_view file, std::string_view tensor, std::string_view problem) {
@@ -332,7 +332,7 @@ void convert_floats(const SafetensorsTensor& tensor, T* result, float (*decode)(
   }
 }
 
-}  // namespace detail
+}  // namespace internal
 
 /// A safetensors file, mapped into memory and checked. Numbers are read from it, and converted, on demand; reading is
 /// const and may happen in several threads. The file must not be changed as long as the object lives.
@@ -340,11 +340,11 @@ class SafetensorsFile {
  public:
   /// Opens and checks the file at `path`. O(size of the header). Throws SafetensorsError if the file can't be read or
   /// isn't a valid safetensors file.
-  explicit SafetensorsFile(const std::string& path) : SafetensorsFile(detail::FileBytes::open(path), path) {}
+  explicit SafetensorsFile(const std::string& path) : SafetensorsFile(internal::FileBytes::open(path), path) {}
 
   /// The same for a file held in memory; `name` stands in messages.
   SafetensorsFile(std::vector<std::byte> bytes, std::string name)
-      : SafetensorsFile(detail::FileBytes(std::move(bytes)), std::move(name)) {}
+      : SafetensorsFile(internal::FileBytes(std::move(bytes)), std::move(name)) {}
 
   /// The path, or the name given, for messages.
   const std::string& path() const { return path_; }
@@ -364,7 +364,7 @@ class SafetensorsFile {
   /// The tensor `name`. Throws SafetensorsError if the file has none.
   const SafetensorsTensor& tensor(std::string_view name) const {
     const auto found = tensors_.find(name);
-    if (found == tensors_.end()) detail::throw_safetensors(path_, name, "missing from the file");
+    if (found == tensors_.end()) internal::throw_safetensors(path_, name, "missing from the file");
     return found->second;
   }
 
@@ -407,7 +407,7 @@ class SafetensorsFile {
   Vector<T> vector(std::string_view name) const {
     const SafetensorsTensor& source = tensor(name);
     if (std::count_if(source.shape.begin(), source.shape.end(), [](Index size) { return size != 1; }) > 1) {
-      detail::throw_safetensors(path_, name, "expected a vector, given shape " + detail::shape_text(source.shape));
+      internal::throw_safetensors(path_, name, "expected a vector, given shape " + internal::shape_text(source.shape));
     }
     Vector<T> result(source.size());
     read_into(source, name, result.data());
@@ -415,15 +415,15 @@ class SafetensorsFile {
   }
 
  private:
-  SafetensorsFile(detail::FileBytes bytes, std::string path) : bytes_(std::move(bytes)), path_(std::move(path)) {
+  SafetensorsFile(internal::FileBytes bytes, std::string path) : bytes_(std::move(bytes)), path_(std::move(path)) {
     constexpr std::uint64_t largest_header = 100'000'000;  // as the reference implementation has it
     const auto file = bytes_.get();
-    if (file.size() < 8) detail::throw_safetensors(path_, "", "too short for a safetensors file");
-    const auto header_size = detail::load_little<std::uint64_t>(file.data());
-    if (header_size > largest_header) detail::throw_safetensors(path_, "", "the header is larger than 100 MB");
-    if (header_size > file.size() - 8) detail::throw_safetensors(path_, "", "the header reaches beyond the file");
+    if (file.size() < 8) internal::throw_safetensors(path_, "", "too short for a safetensors file");
+    const auto header_size = internal::load_little<std::uint64_t>(file.data());
+    if (header_size > largest_header) internal::throw_safetensors(path_, "", "the header is larger than 100 MB");
+    if (header_size > file.size() - 8) internal::throw_safetensors(path_, "", "the header reaches beyond the file");
     const auto* const text = reinterpret_cast<const char*>(file.data() + 8);
-    detail::HeaderParser header(path_);
+    internal::HeaderParser header(path_);
     nlohmann::json::sax_parse(text, text + header_size, &header);
     const auto data = file.subspan(8 + std::size_t(header_size));
     for (auto& [name, entry] : header.entries) add(name, entry, data);
@@ -432,27 +432,27 @@ class SafetensorsFile {
   }
 
   /// Checks what the header says of one tensor against itself and the data.
-  void add(const std::string& name, detail::HeaderEntry& entry, std::span<const std::byte> data) {
+  void add(const std::string& name, internal::HeaderEntry& entry, std::span<const std::byte> data) {
     SafetensorsTensor result;
     const auto dtype = dtype_named(entry.dtype);
-    if (!dtype) detail::throw_safetensors(path_, name, "unknown dtype \"" + entry.dtype + "\"");
+    if (!dtype) internal::throw_safetensors(path_, name, "unknown dtype \"" + entry.dtype + "\"");
     result.dtype = *dtype;
-    if (entry.offsets.size() != 2) detail::throw_safetensors(path_, name, "data_offsets must be two numbers");
+    if (entry.offsets.size() != 2) internal::throw_safetensors(path_, name, "data_offsets must be two numbers");
     const Index begin = entry.offsets[0], end = entry.offsets[1];
-    if (begin > end) detail::throw_safetensors(path_, name, "data_offsets end before they begin");
-    if (end > Index(data.size())) detail::throw_safetensors(path_, name, "data_offsets reach beyond the file");
+    if (begin > end) internal::throw_safetensors(path_, name, "data_offsets end before they begin");
+    if (end > Index(data.size())) internal::throw_safetensors(path_, name, "data_offsets reach beyond the file");
     Index count = 1;
     for (const Index size : entry.shape) {
       if (size > 0 && count > std::numeric_limits<Index>::max() / size) {
-        detail::throw_safetensors(path_, name, "shape " + detail::shape_text(entry.shape) + " is too large");
+        internal::throw_safetensors(path_, name, "shape " + internal::shape_text(entry.shape) + " is too large");
       }
       count *= size;
     }
     const Index bytes = end - begin, element = dtype_size(result.dtype);
     if (bytes % element != 0 || bytes / element != count) {
-      detail::throw_safetensors(path_, name,
-                                "shape " + detail::shape_text(entry.shape) + " of " + entry.dtype +
-                                    " doesn't fill its " + std::to_string(bytes) + " bytes");
+      internal::throw_safetensors(path_, name,
+                                  "shape " + internal::shape_text(entry.shape) + " of " + entry.dtype +
+                                      " doesn't fill its " + std::to_string(bytes) + " bytes");
     }
     result.shape = std::move(entry.shape);
     result.bytes = data.subspan(std::size_t(begin), std::size_t(bytes));
@@ -470,11 +470,11 @@ class SafetensorsFile {
     Index end = 0;
     for (const auto& piece : pieces) {
       const Index begin = place(piece).first;
-      if (begin < end) detail::throw_safetensors(path_, piece.second, "overlaps another tensor");
-      if (begin > end) detail::throw_safetensors(path_, piece.second, "bytes before it belong to no tensor");
+      if (begin < end) internal::throw_safetensors(path_, piece.second, "overlaps another tensor");
+      if (begin > end) internal::throw_safetensors(path_, piece.second, "bytes before it belong to no tensor");
       end = begin + Index(piece.first.size());
     }
-    if (end != Index(data.size())) detail::throw_safetensors(path_, "", "bytes at its end belong to no tensor");
+    if (end != Index(data.size())) internal::throw_safetensors(path_, "", "bytes at its end belong to no tensor");
   }
 
   static const Dtype* dtype_named(std::string_view name) {
@@ -492,13 +492,13 @@ class SafetensorsFile {
     if constexpr (std::floating_point<T>) {
       switch (source.dtype) {
         case Dtype::f64:
-          return detail::convert_floats<double>(source, result);
+          return internal::convert_floats<double>(source, result);
         case Dtype::f32:
-          return detail::convert_floats<float>(source, result);
+          return internal::convert_floats<float>(source, result);
         case Dtype::f16:
-          return detail::convert_floats<std::uint16_t>(source, result, &detail::half_to_float);
+          return internal::convert_floats<std::uint16_t>(source, result, &internal::half_to_float);
         case Dtype::bf16:
-          return detail::convert_floats<std::uint16_t>(source, result, &detail::bfloat16_to_float);
+          return internal::convert_floats<std::uint16_t>(source, result, &internal::bfloat16_to_float);
         default:
           break;
       }
@@ -508,27 +508,27 @@ class SafetensorsFile {
         for (Index i = 0; i < source.size(); ++i) result[i] = T(source.bytes[std::size_t(i)] != std::byte(0));
         return;
       case Dtype::u8:
-        return detail::convert_integers<std::uint8_t>(source, result, path_, name);
+        return internal::convert_integers<std::uint8_t>(source, result, path_, name);
       case Dtype::i8:
-        return detail::convert_integers<std::int8_t>(source, result, path_, name);
+        return internal::convert_integers<std::int8_t>(source, result, path_, name);
       case Dtype::u16:
-        return detail::convert_integers<std::uint16_t>(source, result, path_, name);
+        return internal::convert_integers<std::uint16_t>(source, result, path_, name);
       case Dtype::i16:
-        return detail::convert_integers<std::int16_t>(source, result, path_, name);
+        return internal::convert_integers<std::int16_t>(source, result, path_, name);
       case Dtype::u32:
-        return detail::convert_integers<std::uint32_t>(source, result, path_, name);
+        return internal::convert_integers<std::uint32_t>(source, result, path_, name);
       case Dtype::i32:
-        return detail::convert_integers<std::int32_t>(source, result, path_, name);
+        return internal::convert_integers<std::int32_t>(source, result, path_, name);
       case Dtype::u64:
-        return detail::convert_integers<std::uint64_t>(source, result, path_, name);
+        return internal::convert_integers<std::uint64_t>(source, result, path_, name);
       case Dtype::i64:
-        return detail::convert_integers<std::int64_t>(source, result, path_, name);
+        return internal::convert_integers<std::int64_t>(source, result, path_, name);
       default:
-        detail::throw_safetensors(path_, name, "expected integers, given " + std::string(dtype_name(source.dtype)));
+        internal::throw_safetensors(path_, name, "expected integers, given " + std::string(dtype_name(source.dtype)));
     }
   }
 
-  detail::FileBytes bytes_;
+  internal::FileBytes bytes_;
   std::string path_;
   std::map<std::string, std::string> metadata_;
   std::map<std::string, SafetensorsTensor, std::less<>> tensors_;
@@ -548,16 +548,16 @@ class SafetensorsWriter {
     Index count = 1;
     for (const Index size : shape) {
       expect(size >= 0 && (size == 0 || count <= std::numeric_limits<Index>::max() / size), "SafetensorsWriter", name,
-             "impossible shape " + detail::shape_text(shape));
+             "impossible shape " + internal::shape_text(shape));
       count *= size;
     }
     expect(count == Index(data.size()), "SafetensorsWriter", name,
-           "shape " + detail::shape_text(shape) + " with " + std::to_string(data.size()) + " numbers");
+           "shape " + internal::shape_text(shape) + " with " + std::to_string(data.size()) + " numbers");
     expect(name != "__metadata__", "SafetensorsWriter", name, "the name is reserved");
     expect(!tensors_.contains(name), "SafetensorsWriter", name, "added twice");
     Stored stored{dtype_of<T>(), {shape.begin(), shape.end()}, {}};
     stored.bytes.reserve(data.size() * sizeof(T));
-    for (const T value : data) detail::append_little(stored.bytes, value);
+    for (const T value : data) internal::append_little(stored.bytes, value);
     tensors_.emplace(name, std::move(stored));
   }
   template <class T, class Allocator>
@@ -602,7 +602,7 @@ class SafetensorsWriter {
     text.resize((text.size() + 7) / 8 * 8, ' ');
     std::vector<std::byte> result;
     result.reserve(8 + text.size() + total);
-    detail::append_little(result, std::uint64_t(text.size()));
+    internal::append_little(result, std::uint64_t(text.size()));
     for (const char c : text) result.push_back(std::byte(c));
     for (const auto* item : order) result.insert(result.end(), item->second.bytes.begin(), item->second.bytes.end());
     return result;
@@ -612,9 +612,9 @@ class SafetensorsWriter {
   void write(const std::string& path) const {
     const auto content = bytes();
     std::FILE* const file = std::fopen(path.c_str(), "wb");
-    if (file == nullptr) detail::throw_safetensors(path, "", "can't be opened for writing");
+    if (file == nullptr) internal::throw_safetensors(path, "", "can't be opened for writing");
     const bool written = std::fwrite(content.data(), 1, content.size(), file) == content.size();
-    if (std::fclose(file) != 0 || !written) detail::throw_safetensors(path, "", "can't be written");
+    if (std::fclose(file) != 0 || !written) internal::throw_safetensors(path, "", "can't be written");
   }
 
  private:
@@ -658,8 +658,8 @@ void load_weights(Weights& weights, const SafetensorsFile& file, std::string_vie
     }
     const Dtype dtype = file.tensor(full).dtype;
     if (!is_floating(dtype)) {
-      detail::throw_safetensors(file.path(), full,
-                                "expected floating-point numbers, given " + std::string(dtype_name(dtype)));
+      internal::throw_safetensors(file.path(), full,
+                                  "expected floating-point numbers, given " + std::string(dtype_name(dtype)));
     }
     if constexpr (bool(Tensor::IsVectorAtCompileTime)) {
       tensor = file.vector<T>(full);

@@ -31,7 +31,7 @@
 
 namespace seqmix {
 
-namespace detail {
+namespace internal {
 
 inline constexpr std::string_view state_magic{"seqmix\0S", 8};
 inline constexpr std::uint32_t state_version = 1;
@@ -117,7 +117,7 @@ class BlobReader {
   std::span<const std::byte> rest_;
 };
 
-}  // namespace detail
+}  // namespace internal
 
 /// The bytes of `state`, a state of `mixer`: a few dozen more than its numbers take. O(size). Throws
 /// std::invalid_argument if it isn't one of this mixer's.
@@ -126,9 +126,9 @@ std::vector<std::byte> save_state(const M& mixer, const typename M::State& state
   mixer.check_state(state);
   std::uint32_t fields = 0;
   state.visit([&](std::string_view, const auto&) { ++fields; });
-  detail::BlobWriter blob;
-  blob.numbers(std::span<const char>(detail::state_magic));
-  blob.number<std::uint32_t>(detail::state_version);
+  internal::BlobWriter blob;
+  blob.numbers(std::span<const char>(internal::state_magic));
+  blob.number<std::uint32_t>(internal::state_version);
   blob.number<std::uint32_t>(std::uint32_t(sizeof(typename M::Scalar)));
   blob.text(M::name);
   blob.number<std::uint32_t>(fields);
@@ -136,7 +136,7 @@ std::vector<std::byte> save_state(const M& mixer, const typename M::State& state
     using Field = std::remove_cvref_t<decltype(field)>;
     const auto append = [&]<class T>(std::span<const T> values) {
       blob.text(name);
-      blob.number<char>(detail::number_kind<T>());
+      blob.number<char>(internal::number_kind<T>());
       blob.number<std::uint8_t>(std::uint8_t(sizeof(T)));
       blob.number<std::uint64_t>(values.size());
       blob.numbers(values);
@@ -148,7 +148,7 @@ std::vector<std::byte> save_state(const M& mixer, const typename M::State& state
       append(std::span<const typename Field::value_type>(field));
     }
   });
-  blob.number<std::uint64_t>(detail::checksum(blob.bytes));
+  blob.number<std::uint64_t>(internal::checksum(blob.bytes));
   return std::move(blob.bytes);
 }
 
@@ -161,17 +161,17 @@ typename M::State load_state(const M& mixer, std::span<const std::byte> bytes) {
   const auto demand = [&](bool condition, std::string_view problem) { expect(condition, M::name, subject, problem); };
   const auto quoted = [](std::string_view text) { return "\"" + std::string(text.substr(0, 100)) + "\""; };
 
-  const std::size_t magic = detail::state_magic.size();
-  demand(bytes.size() >= magic && std::memcmp(bytes.data(), detail::state_magic.data(), magic) == 0,
+  const std::size_t magic = internal::state_magic.size();
+  demand(bytes.size() >= magic && std::memcmp(bytes.data(), internal::state_magic.data(), magic) == 0,
          "not a saved state");
   demand(bytes.size() >= magic + sizeof(std::uint64_t), "truncated");
   const auto content = bytes.first(bytes.size() - sizeof(std::uint64_t));
-  const auto sum = detail::BlobReader(M::name, bytes.last(sizeof(std::uint64_t))).number<std::uint64_t>();
-  demand(sum == detail::checksum(content), "truncated or altered (the checksum differs)");
+  const auto sum = internal::BlobReader(M::name, bytes.last(sizeof(std::uint64_t))).number<std::uint64_t>();
+  demand(sum == internal::checksum(content), "truncated or altered (the checksum differs)");
 
-  detail::BlobReader blob(M::name, content.subspan(magic));
+  internal::BlobReader blob(M::name, content.subspan(magic));
   const auto version = blob.number<std::uint32_t>();
-  demand(version == detail::state_version, "unknown version " + std::to_string(version));
+  demand(version == internal::state_version, "unknown version " + std::to_string(version));
   const auto scalar_size = blob.number<std::uint32_t>();
   const auto name = blob.text();
   demand(name == M::name, "belongs to operator " + quoted(name));
@@ -189,7 +189,7 @@ typename M::State load_state(const M& mixer, std::span<const std::byte> bytes) {
     const auto width = blob.number<std::uint8_t>();
     const auto count = blob.number<std::uint64_t>();
     const auto expect_type = [&]<class T>(std::type_identity<T>) {
-      demand(kind == detail::number_kind<T>() && width == sizeof(T),
+      demand(kind == internal::number_kind<T>() && width == sizeof(T),
              "numbers of another type in " + quoted(field_name));
     };
     if constexpr (std::is_same_v<Field, Index>) {
