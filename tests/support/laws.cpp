@@ -532,7 +532,7 @@ class Checker {
 
   void batch() {
     Rng rng(test_seed + 9);
-    const Index past[] = {0, 3, 0, 20, 1}, now[] = {17, 0, 33, 5, 1}, later = 4;
+    const Index past[] = {0, 3, 0, 20, 1}, now[] = {17, 0, 33, full_ ? 531 : 5, 1}, later = 4;
     for (const std::size_t size : {std::size_t(0), std::size_t(1), std::size_t(2), std::size_t(5)}) {
       std::vector<State> owned;
       std::vector<AnyState*> states;
