@@ -1,15 +1,14 @@
 #pragma once
 
-#include <array>
+#include <seqmix/core/workspace.hpp>
 
-/// What one object computes. A plain aggregate: no function of it could be shared between the objects.
+/// What one object says of itself.
 struct Outcome {
   const char* instruction_set = nullptr;
   int lanes = 0;
-  std::array<float, 512> values{};
 };
 
-Outcome baseline();
-Outcome v2();
-Outcome v3();
-Outcome native();
+/// Each object's own code runs the same mixer over x, on views and a workspace that come from elsewhere.
+using Run = Outcome(seqmix::Sequence<const float> x, seqmix::Sequence<float> y, seqmix::Workspace& workspace);
+
+Run baseline, v2, v3, native;

@@ -1,9 +1,13 @@
-#include <seqmix/core/workspace.hpp>
-#include <seqmix/version.hpp>
+#include <seqmix/recurrent/retention.hpp>
 
 int main() {
+  using Mixer = seqmix::Retention<float>;
+  const Mixer::Config config{.channels = 64, .heads = 4};
+  seqmix::Rng rng(1);
+  const Mixer mixer(config, Mixer::random_weights(config, rng));
+  const seqmix::Matrix<float> x = seqmix::Matrix<float>::Constant(100, 64, 0.5F);
+  seqmix::Matrix<float> y(100, 64);
   seqmix::Workspace workspace;
-  const auto frame = workspace.frame();
-  const auto x = workspace.sequence<float>(16, 64);
-  return x.length() == 16 && x.channels() == 64 ? 0 : 1;
+  mixer.forward(x, y, workspace);
+  return y.allFinite() && !y.isZero() ? 0 : 1;
 }
