@@ -97,9 +97,9 @@ struct Transpose {
 // On x86, max and min return their second operand when either is NaN, so x goes second. Elsewhere the instruction may
 // prefer the number (RISC-V) or propagate either NaN (Arm); a comparison with NaN is false on all of them.
 template <class Arch>
-inline constexpr bool min_max_return_second_on_nan = std::is_base_of_v<xsimd::sse2, Arch> ||
-                                                     std::is_base_of_v<xsimd::avx, Arch> ||
-                                                     std::is_base_of_v<xsimd::avx512f, Arch>;
+inline constexpr bool min_max_return_second_on_nan =
+    std::is_base_of_v<xsimd::sse2, Arch> || std::is_base_of_v<xsimd::avx, Arch> ||
+    std::is_base_of_v<xsimd::avx512f, Arch>;
 
 struct MaxPropagating {
   template <class T, class Arch>
@@ -150,7 +150,8 @@ template <Index N, class F>
 SEQMIX_ALWAYS_INLINE void unroll(F&& f) {
   [&]<Index... I>(std::integer_sequence<Index, I...>) SEQMIX_INLINE_LAMBDA {
     (f(std::integral_constant<Index, I>{}), ...);
-  }(std::make_integer_sequence<Index, N>{});
+  }
+  (std::make_integer_sequence<Index, N>{});
 }
 
 /// 0, 1, 2 ... lanes - 1.
@@ -158,7 +159,8 @@ template <class T, class Arch = xsimd::default_arch>
 SEQMIX_ALWAYS_INLINE Batch<T, Arch> lane_index() {
   return []<Index... I>(std::integer_sequence<Index, I...>) SEQMIX_INLINE_LAMBDA {
     return Batch<T, Arch>(static_cast<T>(I)...);
-  }(std::make_integer_sequence<Index, lanes<T, Arch>>{});
+  }
+  (std::make_integer_sequence<Index, lanes<T, Arch>>{});
 }
 
 /// Asks for the cache line at `address` before it is read. Any address is legal; without effect where unsupported.
