@@ -71,7 +71,7 @@ inline std::vector<NamedExecutor> all_executors() {
   }
 #endif
 #ifdef SEQMIX_TEST_TBB
-  for (const int threads : {1, 2, 3}) {
+  for (const int threads : {1, 2}) {
     result.push_back({"oneTBB " + std::to_string(threads), std::make_unique<TbbExecutor>(threads)});
   }
 #endif
