@@ -121,7 +121,8 @@ inline void expect_shape(std::string_view operation, std::string_view tensor, co
 template <class Output, class Input>
 void expect_disjoint(std::string_view operation, std::string_view output_name, const Output& output,
                      std::string_view input_name, const Input& input) {
-  if (internal::may_overlap(internal::extent_of(output), internal::extent_of(input))) [[unlikely]] {
+  using internal::extent_of;  // other views bring their own
+  if (internal::may_overlap(extent_of(output), extent_of(input))) [[unlikely]] {
     internal::throw_invalid(operation, output_name, "overlaps " + std::string(input_name) + " in memory");
   }
 }

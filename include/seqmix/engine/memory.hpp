@@ -42,20 +42,15 @@ class MemoryView {
   }
   constexpr Shape shape() const { return {heads_, key_dim_, value_dim_}; }
 
+  /// For expect_disjoint: the memory as a sequence of heads.
+  friend internal::Extent extent_of(const MemoryView& memory) {
+    return internal::extent_of(HeadSequence<T>(memory.data(), memory.heads(), memory.key_dim(), memory.value_dim(),
+                                               memory.head_stride(), memory.row_stride()));
+  }
+
  private:
   T* data_ = nullptr;
   Index heads_ = 0, key_dim_ = 0, value_dim_ = 0, head_stride_ = 0, row_stride_ = 0;
 };
-
-namespace internal {
-
-/// The memory as a sequence of heads: for comparing addresses only.
-template <class T>
-Extent extent_of(const MemoryView<T>& memory) {
-  return extent_of(HeadSequence<T>(memory.data(), memory.heads(), memory.key_dim(), memory.value_dim(),
-                                   memory.head_stride(), memory.row_stride()));
-}
-
-}  // namespace internal
 
 }  // namespace seqmix

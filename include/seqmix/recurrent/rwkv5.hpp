@@ -151,8 +151,11 @@ class Rwkv5 : public RecurrentMixerBase<Rwkv5<T>, T> {
     const auto projection = [&](Index rows, Index columns) {
       return normal_matrix<T>(rows, columns, std::pow(double(columns), -0.5), rng);
     };
-    Weights weights{
-        .mix_key = ratio(0.5), .mix_value = ratio(0.5), .mix_receptance = ratio(0.25), .mix_gate = ratio(0.25)};
+    Weights weights;
+    weights.mix_key = ratio(0.5);
+    weights.mix_value = ratio(0.5);
+    weights.mix_receptance = ratio(0.25);
+    weights.mix_gate = ratio(0.25);
     weights.decay = Matrix<T>::NullaryExpr(H, C / H, [&](Index h, Index i) {
       return T(-6 + 5 * std::pow(double(h * (C / H) + i) / double(std::max<Index>(C - 1, 1)), 1.35));
     });

@@ -168,7 +168,9 @@ class Rwkv6 : public RecurrentMixerBase<Rwkv6<T>, T> {
     const auto projection = [&](Index rows, Index columns) {
       return normal_matrix<T>(rows, columns, std::pow(double(columns), -0.5), rng);
     };
-    Weights weights{.mix_all = ratio(0.5), .mix = {ratio(0.5), ratio(0.5), ratio(0.5), ratio(0.25), ratio(0.25)}};
+    Weights weights;
+    weights.mix_all = ratio(0.5);
+    weights.mix = {ratio(0.5), ratio(0.5), ratio(0.5), ratio(0.25), ratio(0.25)};
     weights.mix_down = uniform_matrix<T>(D, count * c.mix_rank, 0.01, rng);
     weights.mix_up = uniform_matrix<T>(count * c.mix_rank, D, 0.01, rng);
     weights.decay = Vector<T>::NullaryExpr(
