@@ -58,7 +58,8 @@ void attend_many(HeadSequence<const T> query, std::span<const KeyValueSegment<T>
 
   // Smaller blocks of rows where there would be too few to keep all threads busy. The bits don't depend on them.
   Index block = 16 * tile_rows;
-  while (block > 4 * tile_rows && (rows + block - 1) / block * together * group < 4 * workspace.concurrency()) block /= 2;
+  while (block > 4 * tile_rows && (rows + block - 1) / block * together * group < 4 * workspace.concurrency())
+    block /= 2;
   block = round_up(block, tile_rows);
   const Index blocks = (rows + block - 1) / block;
 
@@ -78,8 +79,8 @@ void attend_many(HeadSequence<const T> query, std::span<const KeyValueSegment<T>
       const auto head_mask = mask.head(h);
       const auto head_score = score.head(h);
       const RowSoftmax<T> start = sink.channels() > 0 ? RowSoftmax<T>(sink[h] * log2_e<T>) : RowSoftmax<T>();
-      TileKernel<Score::plain, T, decltype(head_mask), decltype(head_score)>(
-          head_mask, head_score, packed[std::size_t(h / group - first)])
+      TileKernel<Score::plain, T, decltype(head_mask), decltype(head_score)>(head_mask, head_score,
+                                                                             packed[std::size_t(h / group - first)])
           .run(query.head(h).rows(range.begin, range.size()), score.query_factor(), range, start,
                output.head(h).rows(range.begin, range.size()), local);
     });

@@ -23,17 +23,11 @@ namespace detail {
 /// second-level cache when several query heads share them.
 inline constexpr Index decode_chunk = 256;
 
-/// Asks for the rows' numbers to be brought near: `bytes` before and beyond what is being read.
+/// How far ahead of its use memory is asked for: what is on its way within one latency of the third-level cache.
 inline constexpr Index prefetch_bytes = 4096;
 
-/// Asks for the cache lines of one row.
-template <class T>
-SEQMIX_ALWAYS_INLINE void prefetch_row(const T* row, Index width) {
-  for (Index i = 0; i < width; i += Index(memory_alignment / sizeof(T))) prefetch_read(row + i);
-}
-
 /// products[0 .. lanes) = <query, rows 0 .. count - 1 of keys>, anything in the lanes beyond. query is padded with zeros
-/// to whole vectors. 1 <= count <= lanes. Row `ahead` from here is asked for, together with the rows after it.
+/// to whole vectors. 1 <= count <= lanes.
 template <class T>
 SEQMIX_ALWAYS_INLINE Batch<T> multiply_rows(const T* query, const T* keys, Index stride, Index count, Index head_dim) {
   constexpr Index W = lanes<T>;
@@ -67,6 +61,23 @@ SEQMIX_ALWAYS_INLINE Batch<T> multiply_rows(const T* query, const T* keys, Index
     for (Index i = 0; i < width; ++i) sum[i] = sum[i] + sum[i + width];
   }
   return sum[0];
+}
+
+/// Inner products of `rows` queries [rows, padded_query] with the keys of a chunk, into logits [rows, decode_chunk]: every
+/// key is read from memory once.
+template <class T>
+void multiply_chunk(const T* queries, Index padded_query, Index rows, Sequence<const T> keys, T* logits) {
+  constexpr Index W = lanes<T>;
+  const Index head_dim = keys.channels();
+  const Index ahead = std::max(W, round_up(prefetch_bytes / Index(sizeof(T)) / std::max<Index>(1, head_dim), W));
+  for (Index t = 0; t < keys.length(); t += W) {
+    const Index count = std::min(W, keys.length() - t);
+    for (Index lane = 0; lane < W; ++lane) prefetch_row(keys.data() + (t + ahead + lane) * keys.stride(), head_dim);
+    for (Index r = 0; r < rows; ++r) {
+      store(logits + r * decode_chunk + t,
+            multiply_rows(queries + r * padded_query, keys.row(t), keys.stride(), count, head_dim));
+    }
+  }
 }
 
 /// mixed[0 .. Vectors vectors) += sum over t of weights[t] * rows[t].
@@ -141,7 +152,7 @@ class DecodeKernel {
       const IndexRange all = seen_by_any(first_head, group, rows).intersect({base, base + segment.length()});
       for (Index begin = all.begin; begin < all.end; begin += decode_chunk) {
         const IndexRange chunk{begin, std::min(begin + decode_chunk, all.end)};
-        multiply_keys(keys.rows(chunk.begin - base, chunk.size()), scaled, padded_query, group * rows);
+        multiply_chunk(scaled, padded_query, group * rows, keys.rows(chunk.begin - base, chunk.size()), logits_);
         for (Index g = 0; g < group; ++g) {
           const auto mask = mask_.head(first_head + g);
           const auto score = score_.head(first_head + g);
@@ -174,22 +185,9 @@ class DecodeKernel {
     return any;
   }
 
-  /// Inner products of all query rows with the keys of a chunk: every key is read from memory once.
-  void multiply_keys(Sequence<const T> keys, const T* scaled, Index padded_query, Index rows) const {
-    const Index ahead = std::max(W, round_up(prefetch_bytes / Index(sizeof(T)) / std::max<Index>(1, head_dim_), W));
-    for (Index t = 0; t < keys.length(); t += W) {
-      const Index count = std::min(W, keys.length() - t);
-      for (Index lane = 0; lane < W; ++lane) prefetch_row(keys.data() + (t + ahead + lane) * keys.stride(), head_dim_);
-      for (Index r = 0; r < rows; ++r) {
-        store(logits_ + r * decode_chunk + t,
-              multiply_rows(scaled + r * padded_query, keys.row(t), keys.stride(), count, head_dim_));
-      }
-    }
-  }
-
   template <class HeadMask, class HeadScore>
-  void attend_chunk(const HeadMask& mask, const HeadScore& score, Index row, IndexRange chunk,
-                    Sequence<const T> values, T* logits, RowSoftmax<T>& softmax, T* mixed) {
+  void attend_chunk(const HeadMask& mask, const HeadScore& score, Index row, IndexRange chunk, Sequence<const T> values,
+                    T* logits, RowSoftmax<T>& softmax, T* mixed) {
     const Coverage coverage = mask.cover({row, row + 1}, chunk);
     if (coverage == Coverage::none) return;
     const Index count = chunk.size(), padded = round_up(count, 2 * W);

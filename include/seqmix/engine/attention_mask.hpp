@@ -168,7 +168,7 @@ struct BothMasks {
 
   constexpr auto head(Index h) const {
     return BothMasks<std::decay_t<decltype(first.head(h))>, std::decay_t<decltype(second.head(h))>>{first.head(h),
-                                                                                                   second.head(h)};
+                                                                                                    second.head(h)};
   }
 
   constexpr IndexRange range(IndexRange rows) const { return first.range(rows).intersect(second.range(rows)); }

@@ -32,6 +32,12 @@ namespace detail {
 
 constexpr Index round_up(Index value, Index multiple) { return (value + multiple - 1) / multiple * multiple; }
 
+/// Asks for the cache lines of one row.
+template <class T>
+SEQMIX_ALWAYS_INLINE void prefetch_row(const T* row, Index width) {
+  for (Index i = 0; i < width; i += Index(memory_alignment / sizeof(T))) prefetch_read(row + i);
+}
+
 /// One head's keys and values in the order in which register tiles read them, P = panel_width:
 ///   keys       [panels][head_dim][P]: panel p holds keys p * P .., transposed
 ///   values     [value_dim / P][panels * P][P]
@@ -67,16 +73,19 @@ struct PackedHead {
   template <class HeadScore>
   void pack(std::span<const KeyValueSegment<T>> segments, Index kv_head, const HeadScore& score, Index begin,
             Index end) {
-    std::size_t segment = 0;
-    Index first = 0;  // of the current segment
+    Rows rows(segments, kv_head, length), ahead = rows;
+    ahead.seek(begin * P);
+    rows.seek(begin * P);
+    for (Index j = begin * P; j < (begin + prefetch_panels) * P; ++j) ahead.prefetch_next();
     for (Index panel = begin; panel < end; ++panel) {
-      const T* key_rows[std::size_t(P)] = {};
-      const T* value_rows[std::size_t(P)] = {};
-      for (Index lane = 0; lane < P && panel * P + lane < length; ++lane) {
+      const T* key_rows[std::size_t(P)];
+      const T* value_rows[std::size_t(P)];
+      for (Index lane = 0; lane < P; ++lane) {
+        ahead.prefetch_next();
         const Index j = panel * P + lane;
-        while (j - first >= segments[segment].length()) first += segments[segment++].length();
-        key_rows[lane] = segments[segment].key.row(j - first, kv_head);
-        if (!score.excludes(j)) value_rows[lane] = segments[segment].value.row(j - first, kv_head);
+        const auto row = rows.next();
+        key_rows[lane] = row.key;
+        value_rows[lane] = row.key != nullptr && score.excludes(j) ? nullptr : row.value;
       }
       pack_keys(key_rows, keys + panel * head_dim * P);
       nonfinite[panel] = pack_values(value_rows, panel);
@@ -84,34 +93,86 @@ struct PackedHead {
   }
 
  private:
+  static constexpr Index W = lanes<T>;
+  static constexpr Index prefetch_panels = 2;
+
+  /// Walks over the rows of all segments; null pointers follow the last.
+  class Rows {
+   public:
+    struct Row {
+      const T* key = nullptr;
+      const T* value = nullptr;
+    };
+
+    Rows(std::span<const KeyValueSegment<T>> segments, Index kv_head, Index length)
+        : segments_(segments), kv_head_(kv_head), left_(length) {}
+
+    void seek(Index j) {
+      left_ -= j;
+      if (left_ <= 0) return;
+      row_ = j;
+      while (row_ >= segments_[segment_].length()) row_ -= segments_[segment_++].length();
+    }
+
+    Row next() {
+      if (left_ <= 0) return {};
+      --left_;
+      while (row_ == segments_[segment_].length()) {
+        row_ = 0;
+        ++segment_;
+      }
+      const auto& segment = segments_[segment_];
+      const Row result{segment.key.row(row_, kv_head_), segment.value.row(row_, kv_head_)};
+      ++row_;
+      return result;
+    }
+
+    void prefetch_next() {
+      const Row row = next();
+      if (row.key == nullptr) return;
+      prefetch_row(row.key, segments_[segment_].key.head_dim());
+      prefetch_row(row.value, segments_[segment_].value.head_dim());
+    }
+
+   private:
+    std::span<const KeyValueSegment<T>> segments_;
+    Index kv_head_ = 0;
+    Index left_ = 0;
+    std::size_t segment_ = 0;
+    Index row_ = 0;  // in the segment
+  };
+
+  static SEQMIX_ALWAYS_INLINE Batch<T> load_columns(const T* row, Index begin, Index end) {
+    if (row == nullptr || begin >= end) return broadcast(T(0));
+    return end - begin >= W ? load(row + begin) : load_partial(row + begin, end - begin);
+  }
+
   void pack_keys(const T* const (&rows)[std::size_t(P)], T* panel) const {
-    constexpr Index W = lanes<T>;
     for (Index group = 0; group < P; group += W) {
       for (Index d = 0; d < head_dim; d += W) {
-        const Index width = std::min(W, head_dim - d);
         Batch<T> tile[std::size_t(W)];
-        for (Index lane = 0; lane < W; ++lane) {
-          const T* row = rows[group + lane];
-          tile[lane] = row == nullptr ? broadcast(T(0)) : width == W ? load(row + d) : load_partial(row + d, width);
-        }
+        unroll<W>([&](auto lane) SEQMIX_INLINE_LAMBDA { tile[lane] = load_columns(rows[group + lane], d, head_dim); });
         transpose(tile);
-        for (Index i = 0; i < width; ++i) store(panel + (d + i) * P + group, tile[i]);
+        T* place = panel + d * P + group;
+        if (d + W <= head_dim) {
+          unroll<W>([&](auto i) SEQMIX_INLINE_LAMBDA { store(place + i * P, tile[i]); });
+        } else {
+          for (Index i = 0; i < head_dim - d; ++i) store(place + i * P, tile[i]);
+        }
       }
     }
   }
 
   bool pack_values(const T* const (&rows)[std::size_t(P)], Index panel) const {
-    constexpr Index W = lanes<T>;
     Batch<T> poison = broadcast(T(0));  // stays 0 unless something is infinite or NaN
-    for (Index lane = 0; lane < P; ++lane) {
-      for (Index c = 0; c < value_panels() * P; c += W) {
-        const Index width = std::min(W, value_dim - c);
-        const T* row = rows[lane];
-        const Batch<T> value = row == nullptr || width <= 0 ? broadcast(T(0))
-                               : width == W                 ? load(row + c)
-                                                            : load_partial(row + c, width);
-        poison = fma(value, broadcast(T(0)), poison);
-        store(values + ((c / P * panels() + panel) * P + lane) * P + c % P, value);
+    for (Index c = 0; c < value_panels(); ++c) {
+      T* place = values + (c * panels() + panel) * P * P;
+      for (Index lane = 0; lane < P; ++lane) {
+        unroll<tile_vectors>([&](auto vector) SEQMIX_INLINE_LAMBDA {
+          const Batch<T> value = load_columns(rows[lane], c * P + vector * W, value_dim);
+          poison = fma(value, broadcast(T(0)), poison);
+          store(place + lane * P + vector * W, value);
+        });
       }
     }
     return reduce_add(poison) != T(0);

@@ -65,9 +65,8 @@ struct SoftcapScore {
   const SoftcapScore& head(Index) const { return *this; }
   bool excludes(Index) const { return false; }
   auto row(Index) const {
-    return [height = cap * log2_e<T>](Batch<T> product, Index) SEQMIX_INLINE_LAMBDA -> Batch<T> {
-      return broadcast(height) * tanh(product);
-    };
+    return [height = cap * log2_e<T>](Batch<T> product, Index)
+               SEQMIX_INLINE_LAMBDA -> Batch<T> { return broadcast(height) * tanh(product); };
   }
 };
 
@@ -96,9 +95,9 @@ struct AlibiScore {
       auto row(Index i) const {
         return [logit = base.row(i), slope = slope, aligned = i + offset](Batch<T> product, Index key)
                    SEQMIX_INLINE_LAMBDA -> Batch<T> {
-          const Batch<T> behind = broadcast(static_cast<T>(aligned - key)) - lane_index<T>();
-          return fnma(broadcast(slope), max_propagating(behind, -behind), logit(product, key));
-        };
+                     const Batch<T> behind = broadcast(static_cast<T>(aligned - key)) - lane_index<T>();
+                     return fnma(broadcast(slope), max_propagating(behind, -behind), logit(product, key));
+                   };
       }
     };
     return Head{base_head, slopes[h] * log2_e<T>, offset};

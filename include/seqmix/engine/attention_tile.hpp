@@ -91,7 +91,8 @@ struct PanelRun {
 
 /// Logits of a strip: logits[r * stride + ..] = <query r, keys of the panel>; with_maximum also collects their maxima.
 template <bool with_maximum, class T>
-void multiply_keys(const T* query, Index head_dim, const T* panel, T* logits, Index stride, Batch<T>* maximum) {
+__attribute__((noinline)) void multiply_keys(const T* query, Index head_dim, const T* panel, T* logits, Index stride,
+                                             Batch<T>* maximum) {
   multiply_tile<tile_rows, tile_vectors>(
       query, head_dim, 1, panel, panel_width<T>, 0, head_dim,
       [](auto, auto) SEQMIX_INLINE_LAMBDA { return broadcast(T(0)); },
@@ -126,9 +127,8 @@ void multiply_values(const T* weights, Index stride, const PackedHead<T>& packed
     weights += run.count * P;
   }
   unroll<tile_rows>([&](auto row) SEQMIX_INLINE_LAMBDA {
-    unroll<tile_vectors>([&](auto vector) SEQMIX_INLINE_LAMBDA {
-      add_to_mixed(row, vector, load(sums + row * P + vector * W));
-    });
+    unroll<tile_vectors>([&](auto vector)
+                             SEQMIX_INLINE_LAMBDA { add_to_mixed(row, vector, load(sums + row * P + vector * W)); });
   });
 }
 
@@ -186,6 +186,7 @@ class TileKernel {
     logits_ = workspace.take<T>(R * stride_).data();
     runs_ = workspace.take<PanelRun>(tile_ / P);
     partial_ = workspace.take<std::uint8_t>(tile_ / P);
+    for (Index r = 0; r < rows.size(); ++r) prefetch_row(query.row(r), head_dim);
     for (Index r = 0; r < rows.size(); ++r) {
       load_scaled(query.row(r), query_factor, scaled + r * head_dim, head_dim, head_dim);
     }
@@ -212,9 +213,7 @@ class TileKernel {
  private:
   static constexpr Index R = tile_rows, P = panel_width<T>, W = lanes<T>;
 
-  IndexRange keys_of(IndexRange panels) const {
-    return {panels.begin * P, std::min(panels.end * P, packed_.length)};
-  }
+  IndexRange keys_of(IndexRange panels) const { return {panels.begin * P, std::min(panels.end * P, packed_.length)}; }
 
   /// Lists the panels that the strip sees, sets how many they are and whether single rows must avoid non-finite values.
   void list_panels(IndexRange strip, IndexRange panels, Coverage coverage) {
@@ -297,10 +296,10 @@ class TileKernel {
   const HeadScore& score_;
   const PackedHead<T>& packed_;
   Index tile_ = 0, stride_ = 0, mixed_stride_ = 0;
-  T* logits_ = nullptr;               // [R][stride_]: of the panels in the runs, side by side
-  std::span<PanelRun> runs_;          // panels that the current strip sees in the current tile
-  std::span<std::uint8_t> partial_;   // for each of these panels
-  Index slots_ = 0, run_count_ = 0;   // panels and runs in the list
+  T* logits_ = nullptr;              // [R][stride_]: of the panels in the runs, side by side
+  std::span<PanelRun> runs_;         // panels that the current strip sees in the current tile
+  std::span<std::uint8_t> partial_;  // for each of these panels
+  Index slots_ = 0, run_count_ = 0;  // panels and runs in the list
   bool avoid_ = false;
 };
 
