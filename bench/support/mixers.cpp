@@ -1,0 +1,195 @@
+#include "support/mixers.hpp"
+
+#include <algorithm>
+#include <tuple>
+
+#include "support/data.hpp"
+
+namespace seqmix::bench {
+namespace {
+
+/// One registered mixer.
+struct Entry {
+  std::string name;
+  Index channels;
+  StateGrowth growth;
+  MixerTraits traits;
+  std::function<std::unique_ptr<Layer>()> make;
+};
+using EntryPointer = std::shared_ptr<const Entry>;
+
+/// The largest difference, relative to the largest number, that two ways through a mixer may show: float rounding after
+/// thousands of tokens, far below what any mistake would show.
+constexpr double tolerance = 2e-4;
+
+/// The layer of `entry`. The last one made is kept: benchmarks of a mixer follow each other.
+std::shared_ptr<const Layer> layer_of(const EntryPointer& entry) {
+  static EntryPointer last;
+  static std::shared_ptr<const Layer> layer;
+  if (last != entry) {
+    layer = nullptr;
+    layer = entry->make();
+    last = entry;
+  }
+  return layer;
+}
+
+/// What a benchmark of a layer works on.
+struct Data {
+  Data(const EntryPointer& of, Index length, int threads)
+      : entry(of), layer(layer_of(of)), workspace(executor(threads)), y(length, 1, of->channels) {
+    Rng rng(11);
+    x = Tensor(length, 1, of->channels, -1.7, 1.7, rng);
+  }
+
+  EntryPointer entry;
+  std::shared_ptr<const Layer> layer;
+  Workspace workspace;
+  Tensor x, y;
+  Layer::State state;
+};
+
+/// Steps over `count` rows of x from `begin` on, and compares with the rows that `y` has there.
+void compare_with_steps(const Layer& layer, const Layer::State& state, Sequence<const float> x, Sequence<const float> y,
+                        Index begin, Index count, const char* what) {
+  Workspace workspace;
+  Tensor stepped(1, 1, x.channels());
+  Comparison comparison;
+  for (Index t = begin; t < begin + count; ++t) {
+    layer.step(state, Token<const float>(x.row(t), x.channels()), Token<float>(stepped.flat().row(0), x.channels()),
+               workspace);
+    comparison.add(stepped.flat().row(0), y.row(t), x.channels());
+  }
+  comparison.expect_within(tolerance, what);
+}
+
+/// Compares all of y = forward(x) with steps over its first rows and, unless that would take too long, its last.
+void check_sequence(const Layer& layer, const Tensor& x, const Tensor& y) {
+  const Sequence<const float> input = x.flat(), output = y.flat();
+  expect_finite(output, "the output");
+  if (!layer.recurrent()) return;
+  const Index length = input.length();
+  compare_with_steps(layer, layer.initial_state(), input, output, 0, std::min<Index>(length, 16),
+                     "stepping at the start");
+  if (length > 16 && length <= 8192) {
+    Workspace workspace(executor(thread_counts().back()));
+    const auto state = layer.initial_state();
+    Tensor scratch(length - 8, 1, input.channels());
+    layer.prefill(state, input.rows(0, length - 8), scratch.flat(), workspace);
+    compare_with_steps(layer, state, input, output, length - 8, 8, "stepping at the end");
+  }
+}
+
+Work projections(const Data& data, Index length) {
+  const double parameters = double(data.layer->parameters());
+  return {.flops = 2 * parameters * double(length)};
+}
+
+Case sequence(const EntryPointer& entry, Index length, int threads, bool with_state) {
+  const auto data = std::make_shared<Data>(entry, length, threads);
+  Case result;
+  if (with_state) {
+    result.prepare = [data] { data->state = data->layer->initial_state(); };
+    result.run = [data] { data->layer->prefill(data->state, data->x.flat(), data->y.flat(), data->workspace); };
+  } else {
+    result.run = [data] { data->layer->forward(data->x.flat(), data->y.flat(), data->workspace); };
+  }
+  result.check = [data] { check_sequence(*data->layer, data->x, data->y); };
+  result.work = projections(*data, length);
+  if (entry->traits.core) {
+    const Work core = entry->traits.core(length);
+    result.work += Work{.flops = core.flops, .exps = core.exps};
+  }
+  // What lies between the projections need not leave the caches.
+  result.work.streamed_bytes = 4.0 * double(2 * length * entry->channels + data->layer->parameters());
+  result.tokens = length;
+  result.state_bytes = data->layer->recurrent() ? data->layer->state_bytes(data->layer->initial_state()) : 0;
+  result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
+  return result;
+}
+
+/// The state after `context` tokens. The last one made is kept for the other numbers of threads.
+Layer::State state_after(const EntryPointer& entry, Index context) {
+  static std::tuple<EntryPointer, Index> last;
+  static Layer::State state;
+  if (last != std::tuple(entry, context)) {
+    state = nullptr;
+    Data data(entry, context, thread_counts().back());
+    state = data.layer->initial_state();
+    data.layer->prefill(state, data.x.flat(), data.y.flat(), data.workspace);
+    last = {entry, context};
+  }
+  return state;
+}
+
+Case next_token(const EntryPointer& entry, Index context, int threads) {
+  constexpr Index rows = 16;
+  const auto data = std::make_shared<Data>(entry, rows, threads);
+  const auto saved = state_after(entry, context);
+  const auto& layer = *data->layer;
+  // States that grow are renewed before they have grown by more than a thirty-second.
+  const bool grows = entry->growth != StateGrowth::constant;
+  const Index steps_per_copy = grows ? std::max<Index>(8, context / 32) : PTRDIFF_MAX;
+  const auto steps = std::make_shared<Index>(steps_per_copy);
+  const auto row = [data](Index t) {
+    return Token<const float>(data->x.flat().row(t % rows), data->x.flat().channels());
+  };
+  const auto output = [data] { return Token<float>(data->y.flat().row(0), data->y.flat().channels()); };
+
+  Case result;
+  result.prepare = [=, &layer] {
+    if (*steps < steps_per_copy) return;
+    data->state = layer.copy(saved);
+    if (grows) layer.reserve(data->state, context + steps_per_copy + 1);
+    layer.step(data->state, row(0), output(), data->workspace);
+    *steps = 0;
+  };
+  result.run = [=, &layer] { layer.step(data->state, row(++*steps), output(), data->workspace); };
+  result.check = [=, &layer] {
+    const auto state = layer.copy(saved);
+    Tensor several(8, 1, entry->channels);
+    layer.prefill(state, std::as_const(data->x).flat().rows(0, 8), several.flat(), data->workspace);
+    expect_finite(several.flat(), "the output");
+    compare_with_steps(layer, layer.copy(saved), data->x.flat(), several.flat(), 0, 8, "stepping");
+  };
+  result.tokens = 1;
+  result.state_bytes = layer.state_bytes(saved);
+  result.work = projections(*data, 1);
+  if (entry->traits.core_step) {
+    const Work core = entry->traits.core_step(context);
+    result.work += Work{.flops = core.flops, .exps = core.exps};
+  }
+  // Constant states are read and written, growing ones only read.
+  result.work.resident_bytes = 4.0 * double(layer.parameters()) + (grows ? 1.0 : 2.0) * double(result.state_bytes);
+  if (grows) result.key_value_bytes = double(result.state_bytes);
+  result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
+  return result;
+}
+
+/// 128, 512, 2048 ... and the longest.
+std::vector<Index> lengths_up_to(Index longest) {
+  std::vector<Index> lengths;
+  for (Index length = 128; length < longest; length *= 4) lengths.push_back(length);
+  lengths.push_back(longest);
+  return lengths;
+}
+
+}  // namespace
+
+void add_layer(const std::string& name, Index channels, bool recurrent, StateGrowth growth, const MixerTraits& traits,
+               const std::function<std::unique_ptr<Layer>()>& make) {
+  const auto entry = std::make_shared<const Entry>(Entry{name, channels, growth, traits, make});
+  const std::string middle = "/" + name + "/channels:" + std::to_string(channels);
+  for (const Index length : lengths_up_to(traits.quadratic ? effort().longest_attention : effort().longest)) {
+    const std::string end = middle + "/length:" + std::to_string(length);
+    add_benchmark("forward" + end, [=](int threads) { return sequence(entry, length, threads, false); });
+    if (!recurrent) continue;
+    if (length <= effort().longest_prefill) {
+      add_benchmark("prefill" + end, [=](int threads) { return sequence(entry, length, threads, true); });
+    }
+    add_benchmark("step" + middle + "/context:" + std::to_string(length),
+                  [=](int threads) { return next_token(entry, length, threads); });
+  }
+}
+
+}  // namespace seqmix::bench

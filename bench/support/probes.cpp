@@ -1,0 +1,216 @@
+#include "support/probes.hpp"
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <map>
+#include <seqmix/core/buffer.hpp>
+#include <seqmix/simd/batch.hpp>
+#include <seqmix/simd/math_exp.hpp>
+#include <thread>
+#include <vector>
+
+namespace seqmix::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+/// Makes the compiler believe that the register changed, at no cost: loops around it are neither folded nor reordered.
+template <class T>
+SEQMIX_ALWAYS_INLINE void touch([[maybe_unused]] Batch<T>& value) {
+#if defined(__SSE2__)
+  asm volatile("" : "+x"(value.data));
+#elif defined(__aarch64__)
+  asm volatile("" : "+w"(value.data));
+#endif
+}
+
+template <class T>
+void consume(const Batch<T>& value) {
+  benchmark::DoNotOptimize(reduce_add(value));
+}
+
+/// Fused multiply-adds on 12 independent accumulators: more than latency times throughput of current cores, and together
+/// with the two factors no more than 16 registers. Returns the operations done.
+template <class T>
+double fma_round(Index repeats) {
+  constexpr Index accumulators = 12;
+  Batch<T> sum[accumulators];
+  unroll<accumulators>([&](auto i) SEQMIX_INLINE_LAMBDA { sum[i] = broadcast(T(1) + T(i) / 16); });
+  Batch<T> factor = broadcast(T(0.999)), term = broadcast(T(0.001));
+  touch<T>(factor);
+  touch<T>(term);
+  for (Index repeat = 0; repeat < repeats; ++repeat) {
+    unroll<accumulators>([&](auto i) SEQMIX_INLINE_LAMBDA { sum[i] = fma(sum[i], factor, term); });
+    unroll<accumulators>([&](auto i) SEQMIX_INLINE_LAMBDA { touch<T>(sum[i]); });
+  }
+  unroll<accumulators>([&](auto i) SEQMIX_INLINE_LAMBDA { consume<T>(sum[i]); });
+  return 2.0 * double(repeats * accumulators * lanes<T>);
+}
+
+/// Exponentials of the numbers in `data`, summed. Returns how many.
+double exp_round(const Buffer<float>& data, Index repeats) {
+  constexpr Index width = lanes<float>;
+  const Index count = Index(data.size());
+  Batch<float> sum[4];
+  unroll<4>([&](auto i) SEQMIX_INLINE_LAMBDA { sum[i] = broadcast(0.0f); });
+  for (Index repeat = 0; repeat < repeats; ++repeat) {
+    for (Index at = 0; at < count; at += 4 * width) {
+      unroll<4>([&](auto i) SEQMIX_INLINE_LAMBDA { sum[i] = sum[i] + exp2_decay(load(data.data() + at + i * width)); });
+    }
+    benchmark::ClobberMemory();
+  }
+  unroll<4>([&](auto i) SEQMIX_INLINE_LAMBDA { consume<float>(sum[i]); });
+  return double(repeats * count);
+}
+
+/// Sums `data` with 8 accumulators. Returns the bytes read.
+double read_round(const Buffer<float>& data, Index repeats) {
+  constexpr Index width = lanes<float>;
+  const Index count = Index(data.size());
+  Batch<float> sum[8];
+  unroll<8>([&](auto i) SEQMIX_INLINE_LAMBDA { sum[i] = broadcast(0.0f); });
+  for (Index repeat = 0; repeat < repeats; ++repeat) {
+    for (Index at = 0; at < count; at += 8 * width) {
+      unroll<8>([&](auto i) SEQMIX_INLINE_LAMBDA { sum[i] = sum[i] + load(data.data() + at + i * width); });
+    }
+    benchmark::ClobberMemory();
+  }
+  unroll<8>([&](auto i) SEQMIX_INLINE_LAMBDA { consume<float>(sum[i]); });
+  return double(repeats) * double(count) * sizeof(float);
+}
+
+/// A place where all threads of a round wait for each other, spinning: sleeping would blur the start.
+class Barrier {
+ public:
+  explicit Barrier(int threads) : threads_(threads) {}
+  void wait() {
+    const int phase = phase_.load();
+    if (++arrived_ == threads_) {
+      arrived_ = 0;
+      ++phase_;
+    } else {
+      while (phase_.load() == phase) std::this_thread::yield();
+    }
+  }
+
+ private:
+  const int threads_;
+  std::atomic<int> arrived_ = 0, phase_ = 0;
+};
+
+/// Best rate of `rounds` rounds in which every thread does `work()` once, which returns the amount done. The rate of a
+/// round is the sum of the threads' own rates. make_work() is called on the thread that will run it, so that its
+/// memory is near.
+template <class MakeWork>
+Peak best_of(int rounds, int threads, MakeWork make_work) {
+  const std::vector<Peak> none(static_cast<std::size_t>(rounds));
+  std::vector<std::vector<Peak>> found(static_cast<std::size_t>(threads), none);
+  Barrier barrier(threads);
+  const auto probe = [&](int thread) {
+    auto work = make_work();
+    work();
+    for (Peak& peak : found[std::size_t(thread)]) {
+      barrier.wait();
+      const auto begin = Clock::now();
+      const double amount = work();
+      peak.seconds = seconds_since(begin);
+      peak.per_second = amount / peak.seconds;
+    }
+  };
+  std::vector<std::thread> others;
+  for (int thread = 1; thread < threads; ++thread) others.emplace_back(probe, thread);
+  probe(0);
+  for (std::thread& other : others) other.join();
+  Peak best;
+  for (int round = 0; round < rounds; ++round) {
+    Peak sum;
+    for (const auto& of_thread : found) {
+      sum.per_second += of_thread[std::size_t(round)].per_second;
+      sum.seconds = std::max(sum.seconds, of_thread[std::size_t(round)].seconds);
+    }
+    if (sum.per_second > best.per_second) best = sum;
+  }
+  return best;
+}
+
+Buffer<float> numbers(Index bytes) {
+  const Index step = 8 * lanes<float>;
+  const Index count = std::max<Index>(1, bytes / Index(sizeof(float)) / step) * step;
+  Buffer<float> data(static_cast<std::size_t>(count));
+  for (std::size_t i = 0; i < data.size(); ++i) data[i] = -float(i % 61) / 8;
+  return data;
+}
+
+/// Bytes that the read probe of a level goes over, per thread: well inside the level and well outside the one before.
+Index probe_bytes(MemoryLevel level, int threads) {
+  switch (level) {
+    case MemoryLevel::l1:
+    case MemoryLevel::l2:
+      return cache_bytes(level) / 2;
+    case MemoryLevel::l3:
+      return std::max(cache_bytes(MemoryLevel::l3) / 8, 2 * cache_bytes(MemoryLevel::l2));
+    case MemoryLevel::dram:
+      break;
+  }
+  return std::max<Index>(8 * cache_bytes(MemoryLevel::l3), Index(1) << 28) / threads;
+}
+
+Peaks probe(int threads) {
+  Peaks result;
+  result.threads = threads;
+  result.fma_float = best_of(15, threads, [] { return [] { return fma_round<float>(400'000); }; });
+  result.fma_double = best_of(15, threads, [] { return [] { return fma_round<double>(400'000); }; });
+  result.exp_float = best_of(15, threads, [] { return [data = numbers(8192)] { return exp_round(data, 4'000); }; });
+  for (const MemoryLevel level : memory_levels) {
+    const Index bytes = probe_bytes(level, threads);
+    const int rounds = level == MemoryLevel::dram ? 7 : level == MemoryLevel::l3 ? 40 : 15;
+    const Index repeats = std::max<Index>(1, (Index(1) << 29) / (level == MemoryLevel::l1 ? 1 : 2) / bytes);
+    result.read_bytes[static_cast<int>(level)] = best_of(rounds, threads, [&] {
+      return [data = numbers(bytes), repeats = level == MemoryLevel::dram ? 1 : repeats] {
+        return read_round(data, repeats);
+      };
+    });
+  }
+  return result;
+}
+
+}  // namespace
+
+const char* name_of(MemoryLevel level) {
+  constexpr const char* names[] = {"L1", "L2", "L3", "DRAM"};
+  return names[static_cast<int>(level)];
+}
+
+const Peaks& peaks(int threads) {
+  static std::map<int, Peaks> probed;
+  const auto found = probed.find(threads);
+  return found != probed.end() ? found->second : probed.emplace(threads, probe(threads)).first->second;
+}
+
+Index cache_bytes(MemoryLevel level) {
+  static const auto sizes = [] {
+    std::array<Index, 3> bytes = {Index(32) << 10, Index(512) << 10, Index(16) << 20};
+    for (const auto& cache : benchmark::CPUInfo::Get().caches) {
+      if (cache.type != "Instruction" && cache.level >= 1 && cache.level <= 3 && cache.size > 0) {
+        bytes[std::size_t(cache.level - 1)] = Index(cache.size);
+      }
+    }
+    return bytes;
+  }();
+  return level == MemoryLevel::dram ? Index(1) << 40 : sizes[static_cast<std::size_t>(level)];
+}
+
+MemoryLevel level_holding(double bytes, int threads) {
+  for (const MemoryLevel level : {MemoryLevel::l1, MemoryLevel::l2}) {
+    if (bytes <= double(cache_bytes(level)) * threads) return level;
+  }
+  return bytes <= double(cache_bytes(MemoryLevel::l3)) ? MemoryLevel::l3 : MemoryLevel::dram;
+}
+
+}  // namespace seqmix::bench

@@ -1,0 +1,131 @@
+#include "support/recurrences.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+
+namespace seqmix::bench {
+namespace {
+
+/// Owns what RecurrenceStreams views.
+struct Data {
+  Data(const RecurrenceShape& of, Index length, int threads)
+      : shape(of),
+        query(length, of.heads, of.key_dim, -1, 1, rng),
+        key(length, of.heads, of.key_dim, -1, 1, rng),
+        value(length, of.heads, of.value_dim, -1, 1, rng),
+        log_decay(length, of.heads, of.key_dim, -0.2, 0, rng),
+        output(length, of.heads, of.value_dim),
+        channel_log_decay(1, of.heads, of.key_dim, -0.2, 0, rng),
+        bonus(1, of.heads, of.key_dim, -1, 1, rng),
+        head_log_decay(1, 1, of.heads),
+        key_sum(1, of.heads, of.key_dim),
+        memory(static_cast<std::size_t>(of.heads * of.key_dim * of.value_dim)),
+        workspace(executor(threads)) {
+    for (Index h = 0; h < of.heads; ++h) {
+      head_log_decay.view()(0, 0, h) = float(std::log1p(-std::exp2(-5.0 - double(h))));
+    }
+  }
+
+  /// Tokens begin .. begin + count - 1.
+  RecurrenceStreams streams(Index begin, Index count) {
+    const auto of_head = [&](Tensor& tensor) {
+      return Sequence<float>(tensor.numbers().data(), shape.heads, shape.key_dim);
+    };
+    return {query.view().rows(begin, count),
+            key.view().rows(begin, count),
+            value.view().rows(begin, count),
+            log_decay.view().rows(begin, count),
+            of_head(channel_log_decay),
+            of_head(bonus),
+            Token<const float>(head_log_decay.numbers().data(), shape.heads),
+            output.view().rows(begin, count),
+            MemoryView<float>(memory, shape.heads, shape.key_dim, shape.value_dim),
+            of_head(key_sum)};
+  }
+
+  void clear() {
+    std::fill(memory.begin(), memory.end(), 0.0f);
+    std::fill(key_sum.numbers().begin(), key_sum.numbers().end(), 0.0f);
+  }
+
+  Rng rng{3};
+  RecurrenceShape shape;
+  Tensor query, key, value, log_decay, output, channel_log_decay, bonus, head_log_decay, key_sum;
+  Buffer<float> memory;
+  Workspace workspace;
+};
+
+/// Compares tokens begin .. length - 1 of the output, and the memory, with the equations in double, for the first head
+/// and the last.
+void check_recurrence(const RecurrenceCore& core, Data& data, Index begin, Index length) {
+  const RecurrenceShape& shape = data.shape;
+  const RecurrenceStreams streams = data.streams(0, length);
+  Comparison outputs, memories;
+  std::vector<float> query(std::size_t(shape.key_dim)), key(query);
+  const auto feature = [&](const float* from, std::vector<float>& to) {
+    std::transform(from, from + shape.key_dim, to.begin(), [&](float x) { return core.feature ? core.feature(x) : x; });
+  };
+  for (const Index h : {Index(0), shape.heads - 1}) {
+    ReferenceRecurrence reference(shape.key_dim, shape.value_dim);
+    std::vector<double> key_sum(std::size_t(shape.key_dim));
+    for (Index t = 0; t < length; ++t) {
+      feature(streams.query.row(t, h), query);
+      feature(streams.key.row(t, h), key);
+      const auto decay = [&](Index i) { return core.log_decay ? std::exp(core.log_decay(streams, t, h, i)) : 1.0; };
+      auto expected = reference.next(query.data(), key.data(), streams.value.row(t, h), core.scale, decay,
+                                     core.bonus ? streams.bonus.row(h) : nullptr);
+      if (core.divisor) {
+        double weight = 0;
+        for (Index i = 0; i < shape.key_dim; ++i) {
+          double& sum = key_sum[std::size_t(i)];
+          sum = decay(i) * sum + double(key[std::size_t(i)]);
+          weight += core.scale * double(query[std::size_t(i)]) * sum;
+        }
+        for (double& number : expected) number /= core.divisor(weight);
+      }
+      if (t >= begin) outputs.add(streams.output.row(t, h), expected.data(), shape.value_dim);
+    }
+    memories.add(streams.memory.row(h, 0), reference.memory().data(), shape.key_dim * shape.value_dim);
+  }
+  outputs.expect_within(5e-5, "the recurrence");
+  memories.expect_within(5e-5, "its memory");
+}
+
+}  // namespace
+
+Case recurrence(const RecurrenceCore& core, const RecurrenceShape& shape, Index length, Index context, int threads) {
+  constexpr Index spare = 16;  // steps go round these tokens, which follow the context
+  const bool step = context > 0;
+  const auto data = std::make_shared<Data>(shape, step ? context + spare : length, threads);
+  Case result;
+  if (step) {
+    core.call(data->streams(0, context), data->workspace);
+    const auto steps = std::make_shared<Index>(0);
+    result.run = [=] { core.call(data->streams(context + (*steps)++ % spare, 1), data->workspace); };
+    result.check = [=] { check_recurrence(core, *data, context, context + 1); };
+    result.work = work::linear_recurrence_step(shape.heads, shape.key_dim, shape.value_dim, core.work);
+  } else {
+    result.prepare = [=] { data->clear(); };
+    result.run = [=] { core.call(data->streams(0, length), data->workspace); };
+    result.check = [=] { check_recurrence(core, *data, 0, length); };
+    result.work = work::linear_recurrence(length, shape.heads, shape.key_dim, shape.value_dim, core.work);
+  }
+  result.tokens = step ? 1 : length;
+  result.state_bytes = Index(data->memory.size() * sizeof(float));
+  result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
+  return result;
+}
+
+bool add_recurrence(const std::string& name, const RecurrenceCore& core) {
+  for (const Index length : {Index(2048), Index(8192)}) {
+    if (length > effort().longest_core) continue;
+    add_benchmark("core/" + name + "/length:" + std::to_string(length),
+                  [=](int threads) { return recurrence(core, {}, length, 0, threads); });
+  }
+  add_benchmark("core_step/" + name + "/context:2048",
+                [=](int threads) { return recurrence(core, {}, 1, 2048, threads); });
+  return true;
+}
+
+}  // namespace seqmix::bench

@@ -1,0 +1,47 @@
+// Benchmarks of linear recurrences with a matrix memory, whose cores differ only in their decay and bonus.
+#pragma once
+
+#include <seqmix/core/workspace.hpp>
+#include <seqmix/engine/memory.hpp>
+#include <string>
+
+#include "support/benchmark.hpp"
+#include "support/data.hpp"
+
+namespace seqmix::bench {
+
+/// The shape of a core: `heads` heads of key_dim x value_dim.
+struct RecurrenceShape {
+  Index heads = 12, key_dim = 64, value_dim = 64;
+};
+
+/// What a core reads and writes: every input that any of them takes. Rows are tokens.
+struct RecurrenceStreams {
+  HeadSequence<const float> query, key, value;  // [length, heads, key_dim or value_dim]
+  HeadSequence<const float> log_decay;          // [length, heads, key_dim], -0.2 to 0
+  Sequence<const float> channel_log_decay;      // [heads, key_dim], -0.2 to 0
+  Sequence<const float> bonus;                  // [heads, key_dim]
+  Token<const float> head_log_decay;            // [heads], log(1 - 2^(-5-h))
+  HeadSequence<float> output;                   // [length, heads, value_dim]
+  MemoryView<float> memory;                     // [heads, key_dim, value_dim]
+  Sequence<float> key_sum;                      // [heads, key_dim], of cores that divide by it
+};
+
+/// A core and its equations.
+struct RecurrenceCore {
+  void (*call)(const RecurrenceStreams& streams, Workspace& workspace);
+  Decay work;                                                                                  // its minimum work
+  double (*log_decay)(const RecurrenceStreams& streams, Index t, Index h, Index i) = nullptr;  // null: none
+  bool bonus = false;                 // reads the memory before the update, and the token by a bonus
+  double scale = 1;                   // of the output
+  float (*feature)(float) = nullptr;  // of every query and key channel; null: itself
+  double (*divisor)(double query_dot_key_sum) = nullptr;  // of the output; null: none
+};
+
+/// A whole sequence from an empty memory, or with `context` > 0 a single token after that many.
+Case recurrence(const RecurrenceCore& core, const RecurrenceShape& shape, Index length, Index context, int threads);
+
+/// Registers core/<name>/length:2048 and 8192, and core_step/<name>/context:2048. Returns true.
+bool add_recurrence(const std::string& name, const RecurrenceCore& core);
+
+}  // namespace seqmix::bench

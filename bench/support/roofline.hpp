@@ -1,0 +1,103 @@
+// The least work that an operator can do, and the least time that takes on this machine.
+//
+// Formulas count the arithmetic of the equations (a multiply-add is two operations; gates and scales that fold into
+// multiply-adds count as such), the exponentials, and one read of the inputs and one write of the output in float. They
+// know nothing of how the library computes. D = heads * head_dim channels, K and V the key and value width of a head.
+#pragma once
+
+#include <algorithm>
+#include <seqmix/core/view.hpp>
+
+#include "support/probes.hpp"
+
+namespace seqmix::bench {
+
+/// Minimum work of one call.
+struct Work {
+  double flops = 0;
+  double exps = 0;
+  double streamed_bytes = 0;  // read or written once, from and to DRAM
+  double resident_bytes =
+      0;  // read or written on every call: states, caches, weights. They stay in the cache they fit in
+
+  Work& operator+=(const Work& other) {
+    flops += other.flops;
+    exps += other.exps;
+    streamed_bytes += other.streamed_bytes;
+    resident_bytes += other.resident_bytes;
+    return *this;
+  }
+  friend Work operator+(Work a, const Work& b) { return a += b; }
+  friend Work operator*(double count, Work work) {
+    return {count * work.flops, count * work.exps, count * work.streamed_bytes, count * work.resident_bytes};
+  }
+};
+
+/// Least time = max(flops / FMA peak + exps / exp peak, bytes / bandwidth), in seconds. Streamed bytes move at DRAM
+/// bandwidth, resident ones at that of the level which holds them.
+inline double least_seconds(const Work& work, const Peaks& peak) {
+  const double compute = work.flops / peak.fma_float.per_second + work.exps / peak.exp_float.per_second;
+  const double memory = work.streamed_bytes / peak.read_bandwidth(MemoryLevel::dram) +
+                        work.resident_bytes / peak.read_bandwidth(level_holding(work.resident_bytes, peak.threads));
+  return std::max(compute, memory);
+}
+
+/// How the state of a linear recurrence decays, and what that costs for each token.
+struct Decay {
+  double flops_per_channel;  // decays, bonus and scales, for each key channel
+  double exps_per_channel;   // where the decay is given as a logarithm
+  double streams;            // input and output rows of D numbers
+};
+inline constexpr Decay no_decay{4, 0, 4};             // linear attention
+inline constexpr Decay constant_decay{4, 0, 4};       // retention
+inline constexpr Decay constant_with_bonus{5, 0, 4};  // RWKV-5
+inline constexpr Decay channel_decay{5, 1, 5};        // RWKV-6, gated linear attention
+
+namespace work {
+
+/// Scores and weighted values of `pairs` pairs of query and key in each head, each with one exponential; every row of
+/// query, key, value and output moves once.
+inline Work attention(double pairs, double length, Index heads, Index key_value_heads, Index head_dim) {
+  const double streams = 2.0 * double(heads * head_dim) + 2.0 * double(key_value_heads * head_dim);
+  return {.flops = 4 * pairs * double(heads * head_dim),
+          .exps = pairs * double(heads),
+          .streamed_bytes = 4 * streams * length};
+}
+
+/// Exact causal attention of a whole sequence.
+inline Work causal_attention(Index length, Index heads, Index key_value_heads, Index head_dim) {
+  return attention(double(length) * double(length + 1) / 2, double(length), heads, key_value_heads, head_dim);
+}
+
+/// One query against a cache of `context` keys and values, which it reads once.
+inline Work attention_step(Index context, Index heads, Index key_value_heads, Index head_dim) {
+  Work work = attention(double(context), 0, heads, key_value_heads, head_dim);
+  work.resident_bytes = 8.0 * double(context * key_value_heads * head_dim);
+  return work;
+}
+
+/// S_t = decay * S_{t-1} + k v^T, y = q S of a whole sequence: a multiply-add for each of the two products.
+inline Work linear_recurrence(Index length, Index heads, Index key_dim, Index value_dim, const Decay& decay) {
+  const double channels = double(heads * key_dim);
+  return double(length) * Work{.flops = 4 * channels * double(value_dim) + decay.flops_per_channel * channels,
+                               .exps = decay.exps_per_channel * channels,
+                               .streamed_bytes = 4 * decay.streams * channels};
+}
+
+/// The same for one token: the state, which is read and written, counts instead of the streams.
+inline Work linear_recurrence_step(Index heads, Index key_dim, Index value_dim, const Decay& decay) {
+  Work work = linear_recurrence(1, heads, key_dim, value_dim, decay);
+  work.streamed_bytes = 0;
+  work.resident_bytes = 8.0 * double(heads * key_dim * value_dim);
+  return work;
+}
+
+/// x [rows, inputs] times a weight matrix [outputs, inputs]: the weights stay in cache, the rows stream.
+inline Work projection(double rows, double inputs, double outputs) {
+  return {.flops = 2 * rows * inputs * outputs,
+          .streamed_bytes = 0,
+          .resident_bytes = 4 * (inputs * outputs + (rows > 1 ? rows * (inputs + outputs) : 0))};
+}
+
+}  // namespace work
+}  // namespace seqmix::bench
