@@ -489,18 +489,9 @@ class SafetensorsFile {
 
   template <class T>
   void read_into(const SafetensorsTensor& source, std::string_view name, T* result) const {
-    if constexpr (std::floating_point<T>) {
-      switch (source.dtype) {
-        case Dtype::f64:
-          return internal::convert_floats<double>(source, result);
-        case Dtype::f32:
-          return internal::convert_floats<float>(source, result);
-        case Dtype::f16:
-          return internal::convert_floats<std::uint16_t>(source, result, &internal::half_to_float);
-        case Dtype::bf16:
-          return internal::convert_floats<std::uint16_t>(source, result, &internal::bfloat16_to_float);
-        default:
-          break;
+    if constexpr (!std::floating_point<T>) {
+      if (is_floating(source.dtype)) {
+        internal::throw_safetensors(path_, name, "expected integers, given " + std::string(dtype_name(source.dtype)));
       }
     }
     switch (source.dtype) {
@@ -524,7 +515,19 @@ class SafetensorsFile {
       case Dtype::i64:
         return internal::convert_integers<std::int64_t>(source, result, path_, name);
       default:
-        internal::throw_safetensors(path_, name, "expected integers, given " + std::string(dtype_name(source.dtype)));
+        break;
+    }
+    if constexpr (std::floating_point<T>) {
+      switch (source.dtype) {
+        case Dtype::f16:
+          return internal::convert_floats<std::uint16_t>(source, result, &internal::half_to_float);
+        case Dtype::bf16:
+          return internal::convert_floats<std::uint16_t>(source, result, &internal::bfloat16_to_float);
+        case Dtype::f32:
+          return internal::convert_floats<float>(source, result);
+        default:
+          return internal::convert_floats<double>(source, result);
+      }
     }
   }
 
