@@ -11,10 +11,14 @@
 // Evaluation orders, which agree up to rounding:
 //   in place   a token at a time on the memory where it is: for up to 7 tokens
 //   fused      four tokens for each pass over the memory, panels of the memory in the first-level cache
+//   chunked    matrix products over chunks of twelve tokens
 // Cost O(L H K V) time and O(H K V) scratch; nothing of size L^2 or L K exists.
 #pragma once
 
-#include <seqmix/engine/linear_recurrence_fused.hpp>
+#include <seqmix/engine/linear_recurrence_in_place.hpp>
+#include <seqmix/engine/linear_recurrence_panels.hpp>
+#include <string>
+#include <string_view>
 
 namespace seqmix::inline SEQMIX_ARCH {
 
@@ -29,9 +33,9 @@ void linear_recurrence(const LinearRecurrenceProblem<T, Decay, Readout, Normaliz
   // Below two passes of the fused order, copying the memory into panels costs more than it saves.
   constexpr Index fused_from = 8;
   if (problem.length() < fused_from) {
-    detail::linear_recurrence_in_place<T>(problem, workspace);
+    linear_recurrence_in_place(problem, workspace);
   } else {
-    linear_recurrence_fused(problem, workspace);
+    linear_recurrence_panels<RecurrenceOrder::fused>(problem, workspace);
   }
 }
 

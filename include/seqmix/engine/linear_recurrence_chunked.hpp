@@ -1,0 +1,218 @@
+// The chunked order of the linear recurrence: matrix products over chunks of tokens.
+//
+// Over a chunk of C tokens, with the decays between the tokens and the ends of the chunk multiplied into Q', K' and d,
+//     O = Q' S_0 + A V,       S_C = diag(d) S_0 + K'^T V
+// where A [C, C] is lower triangular (see engine/linear_recurrence_fused.hpp; the coefficients are the same, only more of
+// them). Both products run on register tiles of 6 rows, which touch the memory once for 6 tokens or 6 key channels. C is
+// small, so that A stays a small part of the work, and its decays stay products of factors <= 1.
+#pragma once
+
+#include <seqmix/engine/linear_recurrence_fused.hpp>
+#include <seqmix/simd/microkernel.hpp>
+
+namespace seqmix::inline SEQMIX_ARCH {
+
+namespace detail {
+
+/// Tokens of a chunk: two tiles. More would make A larger and save little else.
+inline constexpr Index chunk_tokens = 2 * tile_rows;
+
+/// The coefficients of one chunk of one head.
+///   query, key  [chunk_tokens][padded key_dim], Q' and K'
+///   decay       [padded key_dim], d
+///   mix         [chunk_tokens][chunk_tokens], A; entries above the diagonal are never read
+///   inverse_denominator  [chunk_tokens], with a normalizer
+template <class T>
+struct ChunkCoefficients {
+  static constexpr Index token_count = chunk_tokens;
+
+  T *query = nullptr, *key = nullptr, *decay = nullptr;
+  T mix[chunk_tokens * chunk_tokens];
+  T inverse_denominator[chunk_tokens];
+
+  ChunkCoefficients() = default;
+  ChunkCoefficients(Index key_dim, Workspace& workspace) {
+    const Index pitch = padded<T>(key_dim);
+    query = workspace.take<T>(chunk_tokens * pitch).data();
+    key = workspace.take<T>(chunk_tokens * pitch).data();
+    decay = workspace.take<T>(pitch).data();
+  }
+};
+
+/// A[t, s] of one column s: q_t . (k_s times the decays between s and t), in dots of whole vectors.
+template <class T, class Problem>
+void mix_chunk_column(const Problem& problem, const LinearRecurrenceHead<T>& head, const T* queries, const T* keys,
+                      const T* factors, Index s, T* mix) {
+  using Decay = decltype(problem.decay);
+  using Readout = decltype(problem.readout);
+  constexpr Index width = lanes<T>, lag = Readout::bonus ? 1 : 0;
+  constexpr Index group = 8;  // vectors of key channels in registers at a time
+  const Index pitch = padded<T>(problem.key_dim());
+  const Index factor_stride = Decay::constant ? 0 : pitch;
+  for (Index t = s; t < chunk_tokens; ++t) mix[t * chunk_tokens + s] = T(0);
+  const auto add = [&](auto vectors, Index i) SEQMIX_INLINE_LAMBDA {
+    Batch<T> k[vectors];
+    unroll<vectors>([&](auto v) SEQMIX_INLINE_LAMBDA { k[v] = load(keys + s * pitch + i + v * width); });
+    for (Index t = s; t < chunk_tokens; ++t) {
+      if constexpr (Decay::any && Decay::per_channel) {
+        if (t - lag > s) {
+          const T* factor = factors + (t - lag) * factor_stride + i;
+          unroll<vectors>([&](auto v) SEQMIX_INLINE_LAMBDA { k[v] *= load(factor + v * width); });
+        }
+      }
+      const T* query = queries + t * pitch + i;
+      Batch<T> even = broadcast(T(0)), odd = broadcast(T(0));
+      unroll<vectors>([&](auto v) SEQMIX_INLINE_LAMBDA {
+        Batch<T> q = load(query + v * width);
+        if constexpr (Readout::bonus) {
+          if (t == s) q *= load_some(head.bonus + i + v * width, problem.key_dim() - i - v * width);
+        }
+        if constexpr (v % 2 == 0) {
+          even = fma(q, k[v], even);
+        } else {
+          odd = fma(q, k[v], odd);
+        }
+      });
+      mix[t * chunk_tokens + s] += reduce_add(even + odd);
+    }
+  };
+  Index i = 0;
+  for (; i + group * width <= pitch; i += group * width) add(std::integral_constant<Index, group>{}, i);
+  for (; i < pitch; i += width) add(std::integral_constant<Index, 1>{}, i);
+}
+
+/// Computes the coefficients of chunk_tokens tokens from their staged queries and keys and factors.
+template <class T, class Problem>
+void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, const T* queries, const T* keys,
+                          const T* factors, T* key_sum, ChunkCoefficients<T>& result) {
+  using Decay = decltype(problem.decay);
+  using Readout = decltype(problem.readout);
+  using Normalizer = decltype(problem.normalizer);
+  constexpr Index width = lanes<T>, lag = Readout::bonus ? 1 : 0, tokens = chunk_tokens;
+  const Index key_dim = problem.key_dim(), pitch = padded<T>(key_dim);
+  const Index factor_stride = Decay::constant ? 0 : Decay::per_channel ? pitch : 1;
+  const auto factor = [&](Index t, Index i) SEQMIX_INLINE_LAMBDA -> Batch<T> {
+    if constexpr (Decay::per_channel) {
+      return load(factors + t * factor_stride + i);
+    } else {
+      return broadcast(factors[t * factor_stride]);
+    }
+  };
+  for (Index i = 0; i < key_dim; i += width) {
+    Batch<T> after = broadcast(T(1)), before = broadcast(T(1));
+    for (Index s = tokens - 1; s >= 0; --s) {
+      store(result.key + s * pitch + i, load(keys + s * pitch + i) * after);
+      if constexpr (Decay::any) after *= factor(s, i);
+    }
+    store(result.decay + i, after);
+    for (Index t = 0; t < tokens; ++t) {
+      if constexpr (Decay::any) {
+        if (t >= lag) before *= factor(t - lag, i);
+      }
+      store(result.query + t * pitch + i, load(queries + t * pitch + i) * before);
+    }
+  }
+  for (Index s = 0; s < tokens; ++s) {
+    mix_chunk_column(problem, head, queries, keys, factors, s, result.mix);
+    if constexpr (Decay::any && !Decay::per_channel) {
+      T between = T(1);
+      for (Index t = s + 1; t < tokens; ++t) {
+        if (t - lag > s) between *= factors[(t - lag) * factor_stride];
+        result.mix[t * tokens + s] *= between;
+      }
+    }
+  }
+  if constexpr (Normalizer::any) {
+    for (Index t = 0; t < tokens; ++t) {
+      Batch<T> sum = broadcast(T(0));
+      for (Index i = 0; i < pitch; i += width) sum = fma(load(result.query + t * pitch + i), load(key_sum + i), sum);
+      T denominator = reduce_add(sum);
+      for (Index s = 0; s <= t; ++s) denominator += result.mix[t * tokens + s];
+      result.inverse_denominator[t] = T(1) / (denominator + problem.normalizer.epsilon);
+    }
+    for (Index i = 0; i < pitch; i += width) {
+      Batch<T> z = load(key_sum + i);
+      if constexpr (Decay::any) z *= load(result.decay + i);
+      for (Index s = 0; s < tokens; ++s) z += load(result.key + s * pitch + i);
+      store(key_sum + i, z);
+    }
+  }
+}
+
+/// S = diag(decay) S + keys^T V for one panel [key_dim][2 vectors] of a memory. keys [tokens][pitch], values
+/// [tokens][2 vectors]. Without `decay` (nullptr) the memory keeps all.
+template <class T>
+void update_panel(const T* keys, Index pitch, const T* decay, const T* values, Index tokens, Index key_dim, T* panel) {
+  constexpr Index width = lanes<T>, columns = 2 * width;
+  const auto rows = [&](auto count, Index i) SEQMIX_INLINE_LAMBDA {
+    multiply_tile<count, 2>(
+        keys + i, Index(1), pitch, values, columns, Index(0), tokens,
+        [&](auto row, auto vector) SEQMIX_INLINE_LAMBDA -> Batch<T> {
+          const Batch<T> memory = load(panel + (i + row) * columns + vector * width);
+          return decay ? memory * broadcast(decay[i + row]) : memory;
+        },
+        [&](auto row, auto vector, const Batch<T>& sum)
+            SEQMIX_INLINE_LAMBDA { store(panel + (i + row) * columns + vector * width, sum); });
+  };
+  Index i = 0;
+  for (; i + tile_rows <= key_dim; i += tile_rows) rows(std::integral_constant<Index, tile_rows>{}, i);
+  for (; i + 2 <= key_dim; i += 2) rows(std::integral_constant<Index, 2>{}, i);
+  for (; i < key_dim; ++i) rows(std::integral_constant<Index, 1>{}, i);
+}
+
+/// Takes one panel of the memory, [key_dim][2 vectors], over one chunk, and writes its outputs. `columns` of the panel's
+/// value columns exist. value and output are the panel's part of the first token's row. `values` [chunk_tokens][2 vectors]
+/// is scratch.
+template <bool decays, bool normalizes, class T>
+void sweep_panel(const ChunkCoefficients<T>& coefficients, Index key_dim, T* panel, const T* value, Index value_stride,
+                 T* output, Index output_stride, Index columns, T* values) {
+  constexpr Index width = lanes<T>, panel_columns = 2 * width;
+  const Index pitch = padded<T>(key_dim), tail[2] = {std::min(columns, width), std::max(columns - width, Index(0))};
+  const bool full = columns >= panel_columns;
+  for (Index t = 0; t < chunk_tokens; ++t) {
+    unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
+      const T* source = value + t * value_stride + b * width;
+      store(values + t * panel_columns + b * width, full ? load(source) : load_partial(source, tail[b]));
+    });
+  }
+  for (Index first = 0; first < chunk_tokens; first += tile_rows) {
+    Batch<T> sum[tile_rows][2];
+    const auto keep = [&](auto row, auto vector, const Batch<T>& x) SEQMIX_INLINE_LAMBDA { sum[row][vector] = x; };
+    multiply_tile<tile_rows, 2>(
+        coefficients.query + first * pitch, pitch, Index(1), static_cast<const T*>(panel), panel_columns, Index(0),
+        key_dim, [](auto, auto) SEQMIX_INLINE_LAMBDA -> Batch<T> { return broadcast(T(0)); }, keep);
+    const T* mix = coefficients.mix + first * chunk_tokens;
+    multiply_tile<tile_rows, 2>(
+        mix, chunk_tokens, Index(1), static_cast<const T*>(values), panel_columns, Index(0), first,
+        [&](auto row, auto vector) SEQMIX_INLINE_LAMBDA -> Batch<T> { return sum[row][vector]; }, keep);
+    // The triangle on the diagonal, entry by entry: a later token must not reach a row even as 0 * NaN.
+    unroll<tile_rows>([&](auto s) SEQMIX_INLINE_LAMBDA {
+      const T* v = values + (first + s) * panel_columns;
+      const Batch<T> v0 = load(v), v1 = load(v + width);
+      unroll<tile_rows>([&](auto t) SEQMIX_INLINE_LAMBDA {
+        if constexpr (t >= s) {
+          const Batch<T> a = broadcast(mix[t * chunk_tokens + first + s]);
+          sum[t][0] = fma(a, v0, sum[t][0]);
+          sum[t][1] = fma(a, v1, sum[t][1]);
+        }
+      });
+    });
+    unroll<tile_rows>([&](auto t) SEQMIX_INLINE_LAMBDA {
+      unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
+        if constexpr (normalizes) sum[t][b] *= broadcast(coefficients.inverse_denominator[first + t]);
+        T* destination = output + (first + t) * output_stride + b * width;
+        if (full) {
+          store(destination, sum[t][b]);
+        } else {
+          store_partial(destination, sum[t][b], tail[b]);
+        }
+      });
+    });
+  }
+  update_panel(static_cast<const T*>(coefficients.key), pitch, decays ? coefficients.decay : nullptr,
+               static_cast<const T*>(values), chunk_tokens, key_dim, panel);
+}
+
+}  // namespace detail
+
+}  // namespace seqmix::inline SEQMIX_ARCH

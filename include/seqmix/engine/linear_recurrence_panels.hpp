@@ -1,0 +1,189 @@
+// The linear recurrence over a whole sequence, in the fused or the chunked order.
+//
+// A head's memory is held in panels of two vectors of value columns, [key_dim][2 vectors], copied on entry and exit: a
+// panel fits the first-level cache whatever the key_dim, and panels are what threads share. Blocks of tokens are the outer
+// loop and heads the inner: the rows of a block come from memory once for all heads, and the coefficients of a block, made
+// once for all panels of a head, stay in the first-level cache.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <seqmix/engine/linear_recurrence_chunked.hpp>
+#include <seqmix/engine/linear_recurrence_fused.hpp>
+
+namespace seqmix::inline SEQMIX_ARCH {
+
+/// How linear_recurrence_panels goes over the tokens.
+enum class RecurrenceOrder {
+  fused,   ///< four tokens for each pass over the memory
+  chunked  ///< matrix products over chunks of twelve tokens
+};
+
+namespace detail {
+
+/// The work of one thread: panels first .. last - 1, counted over heads and the panels of each.
+template <RecurrenceOrder order, class T, class Problem>
+class PanelRecurrence {
+ public:
+  PanelRecurrence(const Problem& problem, Index first, Index last, Workspace& workspace)
+      : problem_(problem), first_(first), last_(last) {
+    for (auto& chunk : chunks_) chunk = ChunkCoefficients<T>(key_dim_, workspace);
+    for (auto& quad : quads_) quad.rows = workspace.take<T>(quad.size(key_dim_)).data();
+    for (auto& single : singles_) single.rows = workspace.take<T>(single.size(key_dim_)).data();
+    panels_memory_ = workspace.take<T>((last - first) * panel_size_).data();
+    queries_ = workspace.take<T>(block * pitch_).data();
+    keys_ = workspace.take<T>(block * pitch_).data();
+    values_ = workspace.take<T>(chunk_tokens * panel_columns).data();
+    const Index heads = last_head_ - first_head_ + 1;
+    factors_ = workspace.take<T>((Decay::constant ? heads : block) * pitch_).data();
+    key_sums_ = workspace.take<T>(Normalizer::any ? heads * pitch_ : 0).data();
+  }
+
+  /// Runs all tokens. initial_key_sum [heads, key_dim] is the normalizer's sum before the first of them.
+  void run(Sequence<const T> initial_key_sum) {
+    load_panels();
+    for (Index h = first_head_; h <= last_head_; ++h) {
+      if constexpr (Normalizer::any) {
+        std::fill_n(key_sum(h), pitch_, T(0));
+        std::copy_n(initial_key_sum.row(h), key_dim_, key_sum(h));
+      }
+      if constexpr (Decay::constant) load_factors<Decay>(problem_.head(h), 0, 1, factors(h));
+    }
+    for (Index begin = 0; begin < problem_.length(); begin += block) {
+      for (Index h = first_head_; h <= last_head_; ++h) run_block(h, begin, std::min(block, problem_.length() - begin));
+    }
+    save_panels();
+  }
+
+ private:
+  using Decay = decltype(Problem::decay);
+  using Normalizer = decltype(Problem::normalizer);
+
+  static constexpr Index panel_columns = 2 * lanes<T>;
+  static constexpr bool chunked = order == RecurrenceOrder::chunked;
+  static constexpr Index quad_tokens = 4;
+  static constexpr Index block = chunked ? 2 * chunk_tokens : 4 * quad_tokens;
+
+  Index columns_of(Index panel) const { return std::min(panel_columns, value_dim_ - panel * panel_columns); }
+  T* panel_memory(Index unit) { return panels_memory_ + (unit - first_) * panel_size_; }
+  T* key_sum(Index h) { return key_sums_ + (Normalizer::any ? (h - first_head_) * pitch_ : 0); }
+  T* factors(Index h) { return factors_ + (Decay::constant ? (h - first_head_) * pitch_ : 0); }
+
+  void load_panels() {
+    for (Index unit = first_; unit < last_; ++unit) {
+      const Index panel = unit % panels_, columns = columns_of(panel);
+      for (Index i = 0; i < key_dim_; ++i) {
+        T* row = panel_memory(unit) + i * panel_columns;
+        std::copy_n(problem_.memory.row(unit / panels_, i) + panel * panel_columns, columns, row);
+        std::fill(row + columns, row + panel_columns, T(0));
+      }
+    }
+  }
+
+  void save_panels() {
+    for (Index unit = first_; unit < last_; ++unit) {
+      const Index h = unit / panels_, panel = unit % panels_;
+      for (Index i = 0; i < key_dim_; ++i) {
+        std::copy_n(panel_memory(unit) + i * panel_columns, columns_of(panel),
+                    problem_.memory.row(h, i) + panel * panel_columns);
+      }
+      if constexpr (Normalizer::any) {
+        if (panel == 0) std::copy_n(key_sum(h), key_dim_, problem_.normalizer.sum.row(h));
+      }
+    }
+  }
+
+  /// Tokens begin .. begin + count - 1 of one head: coefficients first, then every panel.
+  void run_block(Index h, Index begin, Index count) {
+    const auto head = problem_.head(h);
+    if constexpr (!Decay::constant) load_factors<Decay>(head, begin, count, factors(h));
+    stage_queries_and_keys(problem_, head, begin, count, queries_, keys_);
+    Index t = 0;
+    for_each_group(count, [&](auto& coefficients) {
+      const T* group_factors = factors(h) + (Decay::constant ? 0 : Decay::per_channel ? t * pitch_ : t);
+      prepare_coefficients(problem_, head, queries_ + t * pitch_, keys_ + t * pitch_, group_factors, key_sum(h),
+                           coefficients);
+      t += coefficients.token_count;
+    });
+
+    const bool wraps = h == last_head_;
+    const auto next = problem_.head(wraps ? first_head_ : h + 1);
+    const Index next_begin = wraps ? begin + block : begin;
+    for (Index unit = std::max(first_, h * panels_); unit < std::min(last_, (h + 1) * panels_); ++unit) {
+      const Index panel = unit - h * panels_, column = panel * panel_columns, columns = columns_of(panel);
+      Index token = begin;
+      for_each_group(count, [&](const auto& coefficients) SEQMIX_INLINE_LAMBDA {
+        prefetch(next, next_begin + token - begin, coefficients.token_count, panel);
+        sweep_panel<Decay::any, Normalizer::any>(
+            coefficients, key_dim_, panel_memory(unit), head.value.row(token) + column, head.value.stride(),
+            head.output.row(token) + column, head.output.stride(), columns, values_);
+        token += coefficients.token_count;
+      });
+    }
+  }
+
+  /// Calls f for the coefficients of each group of tokens of a block of `count`, in order.
+  template <class F>
+  SEQMIX_ALWAYS_INLINE void for_each_group(Index count, F&& f) {
+    if constexpr (chunked) {
+      for (Index i = 0; count >= chunk_tokens; ++i, count -= chunk_tokens) f(chunks_[std::size_t(i)]);
+    }
+    for (Index i = 0; count >= quad_tokens; ++i, count -= quad_tokens) f(quads_[std::size_t(i)]);
+    for (Index i = 0; count > 0; ++i, --count) f(singles_[std::size_t(i)]);
+  }
+
+  /// The rows of a sequence lie far apart, which defeats the hardware's prefetcher: asks for those that come next (the same
+  /// tokens of the next head, or the next tokens of the first one), a few lines before each sweep of a panel.
+  SEQMIX_ALWAYS_INLINE void prefetch(const LinearRecurrenceHead<T>& next, Index token, Index count, Index panel) const {
+    constexpr Index line = Index(memory_alignment / sizeof(T));
+    for (Index t = token; t < std::min(token + count, problem_.length()); ++t) {
+      for (Index i = panel * line; i < key_dim_; i += panels_ * line) {
+        prefetch_read(next.query.row(t) + i);
+        prefetch_read(next.key.row(t) + i);
+        if constexpr (!Decay::constant && Decay::per_channel) prefetch_read(next.log_decay.row(t) + i);
+      }
+      for (Index j = panel * panel_columns; j < std::min(value_dim_, (panel + 1) * panel_columns); j += line) {
+        prefetch_read(next.value.row(t) + j);
+        prefetch_write(next.output.row(t) + j);
+      }
+    }
+  }
+
+  const Problem& problem_;
+  const Index first_, last_;
+  const Index key_dim_ = problem_.key_dim(), value_dim_ = problem_.value_dim(), pitch_ = padded<T>(key_dim_);
+  const Index panels_ = (value_dim_ + panel_columns - 1) / panel_columns, panel_size_ = key_dim_ * panel_columns;
+  const Index first_head_ = first_ / panels_, last_head_ = (last_ - 1) / panels_;
+  std::array<ChunkCoefficients<T>, chunked ? 2 : 0> chunks_;
+  std::array<RecurrenceCoefficients<T, quad_tokens>, chunked ? 2 : 4> quads_;
+  std::array<RecurrenceCoefficients<T, 1>, quad_tokens - 1> singles_;
+  T *panels_memory_, *queries_, *keys_, *values_, *factors_, *key_sums_;
+};
+
+}  // namespace detail
+
+/// The recurrence over a whole sequence, split between threads by value columns: a single head still uses all of them.
+/// O(heads key_dim value_dim) time per token.
+template <RecurrenceOrder order, class T, class Decay, class Readout, class Normalizer, class QueryMap, class KeyMap>
+void linear_recurrence_panels(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, QueryMap, KeyMap>& problem,
+                              Workspace& workspace) {
+  using Problem = LinearRecurrenceProblem<T, Decay, Readout, Normalizer, QueryMap, KeyMap>;
+  const Index panels = (problem.value_dim() + 2 * lanes<T> - 1) / (2 * lanes<T>), units = problem.heads() * panels;
+  const Index workers = std::min(workspace.concurrency(), units);
+  if (workers == 0) return;
+  const auto frame = workspace.frame();
+  Sequence<T> initial_key_sum;
+  if constexpr (Normalizer::any) {
+    // Threads that share a head all start from its sum, so none may overwrite it before the others have read it.
+    initial_key_sum = workspace.sequence<T>(problem.heads(), problem.key_dim());
+    for (Index h = 0; h < problem.heads(); ++h) {
+      std::copy_n(problem.normalizer.sum.row(h), problem.key_dim(), initial_key_sum.row(h));
+    }
+  }
+  workspace.parallel_for(workers, [&](Index worker, Workspace& local) {
+    detail::PanelRecurrence<order, T, Problem>(problem, units * worker / workers, units * (worker + 1) / workers, local)
+        .run(initial_key_sum);
+  });
+}
+
+}  // namespace seqmix::inline SEQMIX_ARCH

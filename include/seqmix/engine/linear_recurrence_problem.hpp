@@ -1,0 +1,141 @@
+// What a linear recurrence is given: sequences, policies and a memory; and how blocks of it are staged for the kernels.
+#pragma once
+
+#include <seqmix/core/workspace.hpp>
+#include <seqmix/engine/decay.hpp>
+#include <seqmix/engine/memory.hpp>
+#include <seqmix/simd/batch.hpp>
+#include <seqmix/simd/math.hpp>
+
+namespace seqmix::inline SEQMIX_ARCH {
+
+/// What one head of the recurrence reads and writes: sequences over tokens, and its memory [key_dim, value_dim].
+template <class T>
+struct LinearRecurrenceHead {
+  Sequence<const T> query, key, value, log_decay;
+  const T* bonus;
+  Sequence<T> output, memory;
+};
+
+/// Queries and keys as they are.
+struct IdentityMap {
+  template <class Batch>
+  SEQMIX_ALWAYS_INLINE Batch operator()(const Batch& x) const {
+    return x;
+  }
+};
+
+/// Everything that one evaluation of the recurrence reads and writes. Shapes: query, key [length, heads', key_dim],
+/// value [length, heads', value_dim], output [length, heads, value_dim], memory [heads, key_dim, value_dim], where each
+/// heads' divides heads: consecutive heads of the output share one of theirs. The maps apply to every element of the
+/// queries and of the keys as they are read.
+template <class T, class Decay, class Readout = readout::AfterUpdate<T>, class Normalizer = normalizer::None<T>,
+          class QueryMap = IdentityMap, class KeyMap = IdentityMap>
+struct LinearRecurrenceProblem {
+  HeadSequence<const T> query, key, value;
+  Decay decay;
+  Readout readout;
+  Normalizer normalizer;
+  T scale;
+  MemoryView<T> memory;
+  HeadSequence<T> output;
+  [[no_unique_address]] QueryMap query_map = {};
+  [[no_unique_address]] KeyMap key_map = {};
+
+  Index length() const { return output.length(); }
+  Index heads() const { return output.heads(); }
+  Index key_dim() const { return memory.key_dim(); }
+  Index value_dim() const { return memory.value_dim(); }
+
+  /// What head h reads and writes.
+  LinearRecurrenceHead<T> head(Index h) const {
+    const auto shared = [&](Index count) { return h * count / heads(); };
+    LinearRecurrenceHead<T> result{query.head(shared(query.heads())),
+                                   key.head(shared(key.heads())),
+                                   value.head(shared(value.heads())),
+                                   decay.head(shared(decay.heads())),
+                                   {},
+                                   output.head(h),
+                                   {memory.row(h, 0), key_dim(), value_dim(), memory.row_stride()}};
+    if constexpr (Readout::bonus) result.bonus = readout.weight.row(shared(readout.weight.length()));
+    return result;
+  }
+};
+
+namespace detail {
+
+template <class T>
+inline constexpr T log2_e = T(1.4426950408889634073599246810018921L);
+
+/// source[0 .. lanes) as far as `count` goes, zeros beyond.
+template <class T>
+SEQMIX_ALWAYS_INLINE Batch<T> load_some(const T* source, Index count) {
+  return count >= lanes<T> ? load(source) : load_partial(source, count);
+}
+
+template <class T>
+SEQMIX_ALWAYS_INLINE void store_some(T* destination, const Batch<T>& value, Index count) {
+  if (count >= lanes<T>) {
+    store(destination, value);
+  } else {
+    store_partial(destination, value, count);
+  }
+}
+
+/// `count` rounded up to whole vectors.
+template <class T>
+constexpr Index padded(Index count) {
+  return (count + lanes<T> - 1) / lanes<T> * lanes<T>;
+}
+
+/// Decay factors exp(log decay) of `count` tokens from `begin` on: [count][padded key_dim] if they differ by channel
+/// (padding is 1), else [count]. Constant decays have one row.
+template <class Decay, class T>
+void load_factors(const LinearRecurrenceHead<T>& head, Index begin, Index count, T* factors) {
+  const Batch<T> to_base_2 = broadcast(log2_e<T>);
+  if constexpr (!Decay::any) return;
+  if constexpr (Decay::constant) count = 1;
+  if constexpr (Decay::per_channel) {
+    const Index key_dim = head.key.channels(), pitch = padded<T>(key_dim);
+    for (Index t = 0; t < count; ++t) {
+      const T* log_decay = head.log_decay.data() + (begin + t) * head.log_decay.stride();
+      for (Index i = 0; i < key_dim; i += lanes<T>) {
+        store(factors + t * pitch + i, exp2_decay(load_some(log_decay + i, key_dim - i) * to_base_2));
+      }
+    }
+  } else {
+    for (Index t = 0; t < count; ++t) factors[t] = head.log_decay.data()[(begin + t) * head.log_decay.stride()];
+    for (Index t = 0; t < count; t += lanes<T>) {
+      store_some(factors + t, exp2_decay(load_some(factors + t, count - t) * to_base_2), count - t);
+    }
+  }
+}
+
+/// scale * query_map(q) and key_map(k) of `count` tokens from `begin` on, [count][padded key_dim] each, zeros in the
+/// padding: what the coefficients are made of.
+template <class T, class Problem>
+void stage_queries_and_keys(const Problem& problem, const LinearRecurrenceHead<T>& head, Index begin, Index count,
+                            T* queries, T* keys) {
+  const Index key_dim = problem.key_dim(), pitch = padded<T>(key_dim), whole = key_dim / lanes<T> * lanes<T>;
+  const Batch<T> scale = broadcast(problem.scale);
+  for (Index t = 0; t < count; ++t) {
+    const T* query = head.query.row(begin + t);
+    const T* key = head.key.row(begin + t);
+    for (Index i = 0; i < whole; i += lanes<T>) {
+      store(queries + t * pitch + i, problem.query_map(load(query + i)) * scale);
+      store(keys + t * pitch + i, problem.key_map(load(key + i)));
+    }
+    if (whole < key_dim) {
+      const Index tail = key_dim - whole;
+      const Batch<T> zero = broadcast(T(0));
+      store(queries + t * pitch + whole, zero);
+      store(keys + t * pitch + whole, zero);
+      store_partial(queries + t * pitch + whole, problem.query_map(load_partial(query + whole, tail)) * scale, tail);
+      store_partial(keys + t * pitch + whole, problem.key_map(load_partial(key + whole, tail)), tail);
+    }
+  }
+}
+
+}  // namespace detail
+
+}  // namespace seqmix::inline SEQMIX_ARCH
