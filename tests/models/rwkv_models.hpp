@@ -1,0 +1,211 @@
+// What the tests with RWKV models share: running a model through every path and comparing it with what is known for it.
+// One file per scalar type includes it, as the mixers take long to compile.
+//
+// The environment variable SEQMIX_MODELS names a directory with checkpoints <name>.safetensors and, beside each,
+// <name>.expected.safetensors: `tokens`, `logits` after every token [length, vocabulary], `greedy`, the continuation by
+// arg max, and `published.tokens` and `published.logits`, after the last of these tokens.
+#pragma once
+
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <cstdlib>
+#include <filesystem>
+#include <limits>
+#include <map>
+#include <seqmix/core/random.hpp>
+#include <seqmix/io/safetensors.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "examples/support/rwkv_model.hpp"
+
+namespace model_tests {
+
+using namespace seqmix;
+
+/// Architectures that are recognised but not built yet.
+inline constexpr std::string_view pending[] = {"rwkv4", "rwkv7"};
+
+/// Largest difference allowed, relative to the largest logit. The reference ran in double; in float, rounding grows
+/// through 12 blocks of norms.
+inline constexpr double tolerance = 2e-4;
+
+/// The checkpoints in SEQMIX_MODELS that have expected results beside them, without ".safetensors".
+inline std::vector<std::string> checkpoints() {
+  const char* const directory = std::getenv("SEQMIX_MODELS");
+  if (directory == nullptr) SKIP("SEQMIX_MODELS is not set: no real models to test");
+  const std::string ending = ".expected.safetensors";
+  std::vector<std::string> result;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    const std::string path = entry.path().string();
+    if (path.ends_with(ending)) result.push_back(path.substr(0, path.size() - ending.size()));
+  }
+  std::sort(result.begin(), result.end());
+  if (result.empty()) FAIL("no *" << ending << " in " << directory);
+  return result;
+}
+
+inline bool is_pending(const SafetensorsFile& file) {
+  const auto found = file.metadata().find("architecture");
+  return found != file.metadata().end() && std::count(std::begin(pending), std::end(pending), found->second) > 0;
+}
+
+/// max |given - expected| / max |expected|; infinity where a logit is not finite.
+template <class T>
+double difference(const Matrix<T>& given, const Matrix<double>& expected) {
+  REQUIRE(Shape(given) == Shape(expected));
+  if (!given.allFinite()) return std::numeric_limits<double>::infinity();
+  return (given.template cast<double>() - expected).cwiseAbs().maxCoeff() / expected.cwiseAbs().maxCoeff();
+}
+
+/// A matrix of NaN.
+template <class T>
+Matrix<T> poisoned(Index rows, Index columns) {
+  return Matrix<T>::Constant(rows, columns, std::numeric_limits<T>::quiet_NaN());
+}
+
+/// Logits after every token, the tokens taken in pieces of the given sizes, over and over; the state after them.
+template <class Model>
+auto in_pieces(const Model& model, std::span<const Index> tokens, const std::vector<Index>& sizes) {
+  using T = typename Model::Scalar;
+  Workspace workspace;
+  auto state = model.initial_state();
+  Matrix<T> logits = poisoned<T>(Index(tokens.size()), model.vocabulary());
+  Index begin = 0;
+  for (std::size_t piece = 0; begin < logits.rows(); ++piece) {
+    const Index count = std::min(sizes[piece % sizes.size()], logits.rows() - begin);
+    workspace.poison();
+    model.prefill(state, tokens.subspan(std::size_t(begin), std::size_t(count)), Sequence<T>(logits).rows(begin, count),
+                  workspace);
+    begin += count;
+  }
+  return std::pair(std::move(logits), std::move(state));
+}
+
+template <class Model>
+auto step_by_step(const Model& model, std::span<const Index> tokens) {
+  using T = typename Model::Scalar;
+  Workspace workspace;
+  auto state = model.initial_state();
+  Matrix<T> logits = poisoned<T>(Index(tokens.size()), model.vocabulary());
+  for (Index t = 0; t < logits.rows(); ++t) {
+    workspace.poison();
+    model.step(state, tokens[std::size_t(t)], Sequence<T>(logits).token(t), workspace);
+  }
+  return std::pair(std::move(logits), std::move(state));
+}
+
+/// `count` tokens by arg max, from the state after a text and the logits after its last token.
+template <class Model, class T>
+std::vector<Index> continued(const Model& model, typename Model::State state, Vector<T> logits, Index count) {
+  Workspace workspace;
+  std::vector<Index> result;
+  while (Index(result.size()) < count) {
+    result.push_back(rwkv::most_likely(std::span<const T>(logits.data(), std::size_t(logits.size()))));
+    model.step(state, result.back(), logits, workspace);
+  }
+  return result;
+}
+
+template <class Model>
+void check_model(const Model& model, const SafetensorsFile& expected) {
+  using T = typename Model::Scalar;
+  const auto tokens = expected.read<Index>("tokens");
+  const auto greedy = expected.read<Index>("greedy");
+  const Matrix<double> logits = expected.matrix<double>("logits");
+  const auto check = [&](const char* path, const auto& result) {
+    const auto& [given, state] = result;
+    INFO(path);
+    CHECK(difference(given, logits) <= tolerance);
+    const auto text = continued<Model, T>(model, state, given.row(given.rows() - 1).transpose(), Index(greedy.size()));
+    CHECK(std::ranges::equal(text, greedy));
+  };
+  check("whole", in_pieces(model, tokens, {Index(tokens.size())}));
+  check("pieces of 1 and 2", in_pieces(model, tokens, {1, 2}));
+  check("pieces of 7", in_pieces(model, tokens, {7}));
+  check("pieces of 16, 0, 17", in_pieces(model, tokens, {16, 0, 17}));
+  check("all but the last", in_pieces(model, tokens, {Index(tokens.size()) - 1}));
+  check("step by step", step_by_step(model, tokens));
+
+  Matrix<T> last = poisoned<T>(1, model.vocabulary());
+  Workspace workspace;
+  auto state = model.initial_state();
+  model.prefill(state, expected.read<Index>("published.tokens"), last, workspace);
+  CHECK(difference(last, Matrix<double>(expected.matrix<double>("published.logits").transpose())) <= tolerance);
+}
+
+/// Every checkpoint that is not pending gives the logits and texts known for it.
+template <class T>
+void check_real_models() {
+  Index checked = 0;
+  for (const std::string& path : checkpoints()) {
+    INFO(path);
+    const SafetensorsFile file(path + ".safetensors");
+    if (is_pending(file)) continue;
+    const SafetensorsFile expected(path + ".expected.safetensors");
+    std::visit([&](const auto& model) { check_model(model, expected); }, rwkv::load_model<T>(file));
+    ++checked;
+  }
+  CHECK(checked > 0);
+}
+
+/// A small random checkpoint of version 5.2, whose tensors can be left out or replaced.
+class SampleCheckpoint {
+ public:
+  SampleCheckpoint() {
+    const Index channels = 8, heads = 2, hidden = 12, vocabulary = 16;
+    add("emb.weight", {vocabulary, channels});
+    add("head.weight", {vocabulary, channels});
+    add_norm("ln_out", channels);
+    add_norm("blocks.0.ln0", channels);
+    for (const std::string block : {"blocks.0.", "blocks.1."}) {
+      add_norm(block + "ln1", channels);
+      add_norm(block + "ln2", channels);
+      add_norm(block + "att.ln_x", channels);
+      for (const std::string name : {"k", "v", "r", "g"}) add(block + "att.time_mix_" + name, {1, 1, channels});
+      for (const std::string name : {"key", "value", "receptance", "gate", "output"}) {
+        add(block + "att." + name + ".weight", {channels, channels});
+      }
+      add(block + "att.time_decay", {heads, channels / heads});
+      add(block + "att.time_faaaa", {heads, channels / heads});
+      for (const std::string name : {"k", "r"}) add(block + "ffn.time_mix_" + name, {1, 1, channels});
+      add(block + "ffn.key.weight", {hidden, channels});
+      add(block + "ffn.value.weight", {channels, hidden});
+      add(block + "ffn.receptance.weight", {channels, channels});
+    }
+  }
+
+  std::map<std::string, std::string> metadata = {{"architecture", "rwkv5"}, {"version", "5.2"}, {"n_layer", "2"}};
+  std::map<std::string, std::vector<Index>> shapes;  // of all tensors
+  std::string integers;                              // the tensor stored as I32, if any
+
+  std::vector<std::byte> bytes() const {
+    SafetensorsWriter writer;
+    for (const auto& [key, value] : metadata) writer.set_metadata(key, value);
+    Rng rng(5);
+    for (const auto& [name, shape] : shapes) {
+      Index count = 1;
+      for (const Index size : shape) count *= size;
+      std::vector<float> numbers(static_cast<std::size_t>(count));
+      for (float& number : numbers) number = float(rng.normal());
+      if (name == integers) {
+        writer.add<std::int32_t>(name, shape, std::vector<std::int32_t>(numbers.size()));
+      } else {
+        writer.add<float>(name, shape, numbers);
+      }
+    }
+    return writer.bytes();
+  }
+
+ private:
+  void add(const std::string& name, std::vector<Index> shape) { shapes[name] = std::move(shape); }
+  void add_norm(const std::string& name, Index channels) {
+    add(name + ".weight", {channels});
+    add(name + ".bias", {channels});
+  }
+};
+
+}  // namespace model_tests
