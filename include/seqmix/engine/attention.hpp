@@ -47,6 +47,19 @@ void attend_few(HeadSequence<const T> query, std::span<const KeyValueSegment<T>>
   }
 }
 
+/// Packs the heads first_head .. of keys and values into `packed`, in parallel over heads and keys.
+template <class T>
+void pack_heads(std::span<const KeyValueSegment<T>> segments, Index first_head, const std::uint8_t* excluded,
+                std::span<PackedHead<T>> packed, Workspace& workspace) {
+  const Index panels = packed[0].panels(), panels_per_task = pack_keys_per_task / panel_width<T>;
+  const Index tasks_per_head = (panels + panels_per_task - 1) / panels_per_task;
+  workspace.parallel_for(Index(packed.size()) * tasks_per_head, [&](Index task, Workspace&) {
+    const Index head = task / tasks_per_head, begin = task % tasks_per_head * panels_per_task;
+    packed[std::size_t(head)].pack(segments, first_head + head, excluded, begin,
+                                   std::min(begin + panels_per_task, panels));
+  });
+}
+
 template <class T, class Mask, class Score>
 void attend_many(HeadSequence<const T> query, std::span<const KeyValueSegment<T>> segments, const Mask& mask,
                  const Score& score, ConstToken<T> sink, HeadSequence<T> output, Workspace& workspace) {
@@ -56,22 +69,24 @@ void attend_many(HeadSequence<const T> query, std::span<const KeyValueSegment<T>
   const auto packed = workspace.take<PackedHead<T>>(together);
   for (auto& head : packed) head = PackedHead<T>::take(length, query.head_dim(), output.head_dim(), workspace);
 
+  const std::uint8_t* excluded = nullptr;
+  if constexpr (Score::may_exclude) {
+    const auto flags = workspace.take<std::uint8_t>(length);
+    for (Index j = 0; j < length; ++j) flags[std::size_t(j)] = score.excludes(j);
+    excluded = flags.data();
+  }
+
   // Smaller blocks of rows where there would be too few to keep all threads busy. The bits don't depend on them.
   Index block = 16 * tile_rows;
-  while (block > 4 * tile_rows && (rows + block - 1) / block * together * group < 4 * workspace.concurrency())
+  while (block > 4 * tile_rows && (rows + block - 1) / block * together * group < 4 * workspace.concurrency()) {
     block /= 2;
+  }
   block = round_up(block, tile_rows);
   const Index blocks = (rows + block - 1) / block;
 
   for (Index first = 0; first < kv_heads; first += together) {
-    const Index current = std::min(together, kv_heads - first), panels = packed[0].panels();
-    const Index panels_per_task = pack_keys_per_task / panel_width<T>;
-    const Index pack_tasks = (panels + panels_per_task - 1) / panels_per_task;
-    workspace.parallel_for(current * pack_tasks, [&](Index task, Workspace&) {
-      const Index head = task / pack_tasks, begin = task % pack_tasks * panels_per_task;
-      packed[std::size_t(head)].pack(segments, first + head, score.head((first + head) * group), begin,
-                                     std::min(begin + panels_per_task, panels));
-    });
+    const Index current = std::min(together, kv_heads - first);
+    pack_heads(segments, first, excluded, packed.first(std::size_t(current)), workspace);
     // The last rows first: with a causal mask they see the most keys.
     workspace.parallel_for(blocks * current * group, [&](Index task, Workspace& local) {
       const Index b = blocks - 1 - task / (current * group), h = first * group + task % (current * group);

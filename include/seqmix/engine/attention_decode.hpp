@@ -214,9 +214,9 @@ class DecodeKernel {
     const T rescale = softmax.weigh(logits, padded, reduce_max(maximum));
     std::fill(sums_, sums_ + round_up(value_dim_, W), T(0));
     const auto seen = [&](Index j) {
-      return (all || mask.template keep<T>(row, chunk.begin + j).get(0)) && !score.excludes(chunk.begin + j);
+      return (all || mask.template keep<T>(row, chunk.begin + j).get(0)) && !score_.excludes(chunk.begin + j);
     };
-    if (all && !excludes_any(score, chunk)) {
+    if (all && !excludes_any(chunk)) {
       add_value_rows(logits, values.data(), values.stride(), count, value_dim_, sums_);
     } else {
       // Run by run of keys that the row sees: weight 0 times an infinite or NaN value would be NaN.
@@ -235,10 +235,11 @@ class DecodeKernel {
     }
   }
 
-  template <class HeadScore>
-  static bool excludes_any(const HeadScore& score, IndexRange keys) {
+  bool excludes_any(IndexRange keys) const {
     bool any = false;
-    for (Index key = keys.begin; key < keys.end; ++key) any |= score.excludes(key);
+    if constexpr (Score::may_exclude) {
+      for (Index key = keys.begin; key < keys.end; ++key) any |= score_.excludes(key);
+    }
     return any;
   }
 

@@ -69,9 +69,9 @@ struct PackedHead {
     return head;
   }
 
-  /// Packs the panels begin .. end - 1 of one head. Values of keys that the score excludes are taken as zeros.
-  template <class HeadScore>
-  void pack(std::span<const KeyValueSegment<T>> segments, Index kv_head, const HeadScore& score, Index begin,
+  /// Packs the panels begin .. end - 1 of one head. The values of excluded keys are taken as zeros; `excluded` has a
+  /// number for each key, non-zero where it is, or is null.
+  void pack(std::span<const KeyValueSegment<T>> segments, Index kv_head, const std::uint8_t* excluded, Index begin,
             Index end) {
     Rows rows(segments, kv_head, length), ahead = rows;
     ahead.seek(begin * P);
@@ -85,7 +85,7 @@ struct PackedHead {
         const Index j = panel * P + lane;
         const auto row = rows.next();
         key_rows[lane] = row.key;
-        value_rows[lane] = row.key != nullptr && score.excludes(j) ? nullptr : row.value;
+        value_rows[lane] = j < length && excluded != nullptr && excluded[j] != 0 ? nullptr : row.value;
       }
       pack_keys(key_rows, keys + panel * head_dim * P);
       nonfinite[panel] = pack_values(value_rows, panel);

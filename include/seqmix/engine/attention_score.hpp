@@ -5,8 +5,9 @@
 //   using Scalar = T
 //   static constexpr bool plain       the logit is the inner product of the scaled query and the key, nothing more
 //   T query_factor() const            queries are multiplied by this before the inner product
-//   auto head(Index h) const          the score of query head h: anything with the rest of this list
-//   bool excludes(Index key) const    the logit of this key is -infinity for every row
+//   static constexpr bool may_exclude, bool excludes(Index key) const
+//                                     whether the logit of this key is -infinity for every row and head
+//   auto head(Index h) const          the score of query head h, anything with this member:
 //   auto row(Index i) const           a functor (Batch<T> product, Index key) -> Batch<T> logit, of row i and the keys
 //                                     key .. key + lanes - 1; may read at most lanes - 1 elements of padding beyond the
 //                                     last key, and what it makes of them doesn't matter
@@ -32,7 +33,8 @@ template <class S>
 concept AttentionScore = std::copyable<S> && requires(const S& score, Batch<typename S::Scalar> product, Index index) {
   { S::plain } -> std::convertible_to<bool>;
   { score.query_factor() } -> std::same_as<typename S::Scalar>;
-  { score.head(index).excludes(index) } -> std::same_as<bool>;
+  { S::may_exclude } -> std::convertible_to<bool>;
+  { score.excludes(index) } -> std::same_as<bool>;
   { score.head(index).row(index)(product, index) } -> std::same_as<Batch<typename S::Scalar>>;
 };
 
@@ -41,6 +43,7 @@ template <std::floating_point T>
 struct DotScore {
   using Scalar = T;
   static constexpr bool plain = true;
+  static constexpr bool may_exclude = false;
 
   T scale = 1;
 
@@ -57,6 +60,7 @@ template <std::floating_point T>
 struct SoftcapScore {
   using Scalar = T;
   static constexpr bool plain = false;
+  static constexpr bool may_exclude = false;
 
   T scale = 1;
   T cap = 1;
@@ -77,12 +81,14 @@ struct AlibiScore {
   using Scalar = typename Base::Scalar;
   using T = Scalar;
   static constexpr bool plain = false;
+  static constexpr bool may_exclude = Base::may_exclude;
 
   Base base;
   const T* slopes = nullptr;  // [heads]
   Index offset = 0;
 
   T query_factor() const { return base.query_factor(); }
+  bool excludes(Index key) const { return base.excludes(key); }
 
   auto head(Index h) const {
     auto base_head = base.head(h);
@@ -91,7 +97,6 @@ struct AlibiScore {
       T slope;
       Index offset;
 
-      bool excludes(Index key) const { return base.excludes(key); }
       auto row(Index i) const {
         return [logit = base.row(i), slope = slope, aligned = i + offset](Batch<T> product, Index key)
                    SEQMIX_INLINE_LAMBDA -> Batch<T> {
@@ -111,11 +116,15 @@ struct KeyBiasScore {
   using Scalar = typename Base::Scalar;
   using T = Scalar;
   static constexpr bool plain = false;
+  static constexpr bool may_exclude = true;
 
   Base base;
   const T* biases = nullptr;  // [keys + padding], times log2(e)
 
   T query_factor() const { return base.query_factor(); }
+  bool excludes(Index key) const {
+    return biases[key] == -std::numeric_limits<T>::infinity() || base.excludes(key);
+  }
 
   auto head(Index h) const {
     auto base_head = base.head(h);
@@ -123,7 +132,6 @@ struct KeyBiasScore {
       decltype(base_head) base;
       const T* biases;
 
-      bool excludes(Index key) const { return biases[key] == -std::numeric_limits<T>::infinity(); }
       auto row(Index i) const {
         return [logit = base.row(i), biases = biases](Batch<T> product, Index key) SEQMIX_INLINE_LAMBDA -> Batch<T> {
           const Batch<T> bias = load(biases + key);

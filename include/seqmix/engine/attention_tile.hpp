@@ -83,6 +83,12 @@ void load_scaled(const T* row, T factor, T* scaled, Index width, Index padded) {
   std::fill(scaled + width, scaled + padded, T(0));
 }
 
+/// Asks for the cache lines of a row that will be written.
+template <class T>
+SEQMIX_ALWAYS_INLINE void prefetch_row_to_write(T* row, Index width) {
+  for (Index i = 0; i < width; i += Index(memory_alignment / sizeof(T))) prefetch_write(row + i);
+}
+
 /// Panels first .. first + count - 1 of the keys.
 struct PanelRun {
   Index first = 0;
@@ -186,24 +192,38 @@ class TileKernel {
     logits_ = workspace.take<T>(R * stride_).data();
     runs_ = workspace.take<PanelRun>(tile_ / P);
     partial_ = workspace.take<std::uint8_t>(tile_ / P);
-    for (Index r = 0; r < rows.size(); ++r) prefetch_row(query.row(r), head_dim);
-    for (Index r = 0; r < rows.size(); ++r) {
-      load_scaled(query.row(r), query_factor, scaled + r * head_dim, head_dim, head_dim);
-    }
     std::fill(scaled + rows.size() * head_dim, scaled + padded_rows * head_dim, T(0));
     std::fill(mixed, mixed + padded_rows * mixed_stride_, T(0));
     std::fill(softmax, softmax + padded_rows, start);
 
+    // Queries are read, and outputs asked for, between the products: nothing waits for memory.
+    const auto prefetch_queries = [&](Index begin) {
+      for (Index r = begin; r < std::min(begin + R, rows.size()); ++r) prefetch_row(query.row(r), head_dim);
+    };
+    prefetch_queries(0);
+    bool first = true;
     const IndexRange range = mask_.range(rows).intersect({0, packed_.length});
     for (Index tile = range.begin / tile_ * tile_; tile < range.end; tile += tile_) {
       // Whole panels: what they hold beyond the range the mask refuses, and beyond the keys this kernel does.
       const IndexRange panels{std::max(tile, range.begin) / P, (std::min(tile + tile_, range.end) + P - 1) / P};
       const Coverage coverage = mask_.cover(rows, keys_of(panels));
       if (coverage == Coverage::none) continue;
-      for (Index r = 0; r < rows.size(); r += R) {
-        const IndexRange strip{rows.begin + r, std::min(rows.begin + r + R, rows.end)};
-        attend_strip(strip, panels, coverage, scaled + r * head_dim, softmax + r, mixed + r * mixed_stride_);
+      const bool last = tile + tile_ >= range.end;
+      for (Index begin = 0; begin < rows.size(); begin += R) {
+        const Index end = std::min(begin + R, rows.size());
+        if (first) {
+          prefetch_queries(begin + R);
+          for (Index r = begin; r < end; ++r) {
+            load_scaled(query.row(r), query_factor, scaled + r * head_dim, head_dim, head_dim);
+          }
+        }
+        if (last) {
+          for (Index r = begin; r < end; ++r) prefetch_row_to_write(output.row(r), packed_.value_dim);
+        }
+        attend_strip({rows.begin + begin, rows.begin + end}, panels, coverage, scaled + begin * head_dim,
+                     softmax + begin, mixed + begin * mixed_stride_);
       }
+      first = false;
     }
     for (Index r = 0; r < rows.size(); ++r) {
       store_scaled(mixed + r * mixed_stride_, softmax[r].inverse_sum(), output.row(r), packed_.value_dim);

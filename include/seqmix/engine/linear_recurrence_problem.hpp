@@ -111,29 +111,28 @@ void load_factors(const LinearRecurrenceHead<T>& head, Index begin, Index count,
   }
 }
 
-/// scale * query_map(q) and key_map(k) of `count` tokens from `begin` on, [count][padded key_dim] each, zeros in the
-/// padding: what the coefficients are made of.
+/// scale * map(x) of `count` tokens from `begin` on, [count][padded channels], zeros in the padding.
+template <class T, class Map>
+void stage_rows(const Sequence<const T>& x, const Map& map, const Batch<T>& scale, Index begin, Index count,
+                T* staged) {
+  const Index channels = x.channels(), pitch = padded<T>(channels), whole = channels / lanes<T> * lanes<T>;
+  for (Index t = 0; t < count; ++t) {
+    const T* row = x.row(begin + t);
+    T* destination = staged + t * pitch;
+    for (Index i = 0; i < whole; i += lanes<T>) store(destination + i, map(load(row + i)) * scale);
+    if (whole < channels) {
+      store(destination + whole, broadcast(T(0)));
+      store_partial(destination + whole, map(load_partial(row + whole, channels - whole)) * scale, channels - whole);
+    }
+  }
+}
+
+/// The staged queries (scaled) and keys of `count` tokens from `begin` on: what the coefficients are made of.
 template <class T, class Problem>
 void stage_queries_and_keys(const Problem& problem, const LinearRecurrenceHead<T>& head, Index begin, Index count,
                             T* queries, T* keys) {
-  const Index key_dim = problem.key_dim(), pitch = padded<T>(key_dim), whole = key_dim / lanes<T> * lanes<T>;
-  const Batch<T> scale = broadcast(problem.scale);
-  for (Index t = 0; t < count; ++t) {
-    const T* query = head.query.row(begin + t);
-    const T* key = head.key.row(begin + t);
-    for (Index i = 0; i < whole; i += lanes<T>) {
-      store(queries + t * pitch + i, problem.query_map(load(query + i)) * scale);
-      store(keys + t * pitch + i, problem.key_map(load(key + i)));
-    }
-    if (whole < key_dim) {
-      const Index tail = key_dim - whole;
-      const Batch<T> zero = broadcast(T(0));
-      store(queries + t * pitch + whole, zero);
-      store(keys + t * pitch + whole, zero);
-      store_partial(queries + t * pitch + whole, problem.query_map(load_partial(query + whole, tail)) * scale, tail);
-      store_partial(keys + t * pitch + whole, problem.key_map(load_partial(key + whole, tail)), tail);
-    }
-  }
+  stage_rows(head.query, problem.query_map, broadcast(problem.scale), begin, count, queries);
+  stage_rows(head.key, problem.key_map, broadcast(T(1)), begin, count, keys);
 }
 
 }  // namespace detail
