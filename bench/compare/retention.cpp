@@ -3,8 +3,11 @@
 #include "support/mixers.hpp"
 
 namespace seqmix::bench {
+namespace {
 
-[[maybe_unused]] static const bool retention =
-    add_mixer<Retention<float>>("retention", {.channels = standard_channels, .heads = standard_heads});
+const bool registered = add_mixer<Retention<float>>(
+    "retention", {.channels = standard_channels, .heads = standard_heads},
+    {.core = [](Index length) { return work::linear_recurrence(length, 12, 64, 128, constant_decay); }});
 
+}  // namespace
 }  // namespace seqmix::bench
