@@ -1,0 +1,84 @@
+// The README's table of operators against what is registered with the tests, and its example against the compiled one.
+
+#include <catch2/catch_test_macros.hpp>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <seqmix/core/mixer.hpp>
+#include <sstream>
+#include <string>
+
+#include "support/registry.hpp"
+
+namespace seqmix::test {
+namespace {
+
+const std::filesystem::path root = std::filesystem::path(SEQMIX_GOLDEN_DIRECTORY) / ".." / "..";
+
+std::string contents(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  REQUIRE(file);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+/// The rows "| `operator` | ... |" of the table, by operator.
+std::map<std::string, std::string> table_rows() {
+  std::map<std::string, std::string> rows;
+  std::stringstream readme(contents(root / "README.md"));
+  for (std::string line; std::getline(readme, line);) {
+    if (!line.starts_with("| `")) continue;
+    rows[line.substr(3, line.find('`', 3) - 3)] = line;
+  }
+  return rows;
+}
+
+TEST_CASE("the README lists every registered mixer with the growth of its state") {
+  const auto rows = table_rows();
+  for (const MixerEntry& entry : mixer_registry()) {
+    const auto mixer = entry.make<double>(0).mixer;
+    const std::string name(mixer->name());
+    INFO(name);
+    REQUIRE(rows.contains(name));
+    if (!mixer->recurrent()) continue;
+    const std::string growth = mixer->growth() == StateGrowth::constant ? "constant:"
+                               : mixer->growth() == StateGrowth::window ? "window:"
+                                                                        : "linear:";
+    CHECK(rows.at(name).find("| " + growth) != std::string::npos);
+  }
+}
+
+TEST_CASE("the README lists every operator header, and no other") {
+  const auto rows = table_rows();
+  std::size_t listed = 0;
+  for (const char* family : {"softmax", "linear", "sparse", "convolution", "ssm", "recurrent", "memory", "global"}) {
+    const auto directory = root / "include" / "seqmix" / family;
+    if (!std::filesystem::exists(directory)) continue;
+    for (const auto& file : std::filesystem::directory_iterator(directory)) {
+      const std::string header = "`" + std::string(family) + "/" + file.path().filename().string() + "`";
+      INFO(header);
+      bool found = false;
+      for (const auto& [name, row] : rows) found = found || row.find(header) != std::string::npos;
+      CHECK(found);
+      ++listed;
+    }
+  }
+  std::size_t named = 0;
+  for (const auto& [name, row] : rows) {
+    for (std::size_t at = row.find(".hpp`"); at != std::string::npos; at = row.find(".hpp`", at + 1)) ++named;
+  }
+  CHECK(named == listed);
+}
+
+TEST_CASE("the README's example is the compiled one") {
+  const std::string source = contents(root / "examples" / "quick_start.cpp");
+  const std::size_t begin = source.find("// README begins\n"), end = source.find("  // README ends");
+  REQUIRE(begin != std::string::npos);
+  REQUIRE(end != std::string::npos);
+  const std::size_t first = begin + std::string("// README begins\n").size();
+  CHECK(contents(root / "README.md").find(source.substr(first, end - first)) != std::string::npos);
+}
+
+}  // namespace
+}  // namespace seqmix::test
