@@ -122,9 +122,7 @@ struct KeyBiasScore {
   const T* biases = nullptr;  // [keys + padding], times log2(e)
 
   T query_factor() const { return base.query_factor(); }
-  bool excludes(Index key) const {
-    return biases[key] == -std::numeric_limits<T>::infinity() || base.excludes(key);
-  }
+  bool excludes(Index key) const { return biases[key] == -std::numeric_limits<T>::infinity() || base.excludes(key); }
 
   auto head(Index h) const {
     auto base_head = base.head(h);
