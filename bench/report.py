@@ -271,6 +271,7 @@ def plots(results, directory):
         import matplotlib
         matplotlib.use("svg")
         import matplotlib.pyplot as plt
+        from matplotlib.ticker import FuncFormatter, LogLocator
     except ImportError:
         return None
     plt.rcParams.update({"svg.hashsalt": "seqmix", "font.size": 10, "axes.grid": True, "grid.alpha": 0.3,
@@ -292,8 +293,8 @@ def plots(results, directory):
 
     def lengths_axis(axes, lengths, label):
         axes.set_xscale("log", base=2)
-        axes.set_xticks(lengths, [str(length) for length in lengths])
-        axes.minorticks_off()
+        axes.set_xticks(lengths, [f"{n // 1024}K" if n % 1024 == 0 else str(n) for n in lengths])
+        axes.set_xticks([], minor=True)
         axes.set_xlabel(label)
 
     def lines(name, title, ylabel, xlabel, kind, counter, factor):
@@ -310,11 +311,14 @@ def plots(results, directory):
                 axes.plot([p[0] for p in points], [p[1] * factor for p in points], label=subject, markersize=5, **style(subject))
             lengths_axis(axes, sorted({length for curve in curves.values() for length in curve}), xlabel)
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: size(v) if counter == "state_bytes" else f"{v:g}"))
+            axes.set_yticks([], minor=True)
             if counter != "state_bytes":
                 axes.set_title(f"{threads} thread" + "s" * (threads > 1), fontsize=10)
         all_axes[0][0].set_ylabel(ylabel)
         all_axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-        figure.suptitle(title)
+        figure.suptitle(title, x=0.5 * (all_axes[0][0].get_position().x0 + all_axes[0][-1].get_position().x1))
         save(figure, name)
         return [(name, title)]
 
@@ -351,7 +355,7 @@ def plots(results, directory):
     made = lines("time_per_token.svg", "Whole sequence: time per token", "microseconds per token", "length (tokens)", "forward",
                  "ns_per_token", 1e-3)
     made += lines("step_time.svg", "Decoding: time of one step", "microseconds", "context (tokens)", "step", "ns_per_token", 1e-3)
-    made += lines("state_bytes.svg", "Decoding: size of the state", "bytes", "context (tokens)", "step", "state_bytes", 1)
+    made += lines("state_bytes.svg", "Decoding: size of the state", "size", "context (tokens)", "step", "state_bytes", 1)
     made += crossing_bars("crossing.svg", "Length from which a mixer is faster than exact attention, 1 thread")
     return made
 

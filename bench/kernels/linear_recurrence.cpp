@@ -69,6 +69,31 @@ const RecurrenceCore per_token_channel_bonus{
     .log_decay = [](const RecurrenceStreams& s, Index t, Index h, Index i) { return double(s.log_decay(t, h, i)); },
     .bonus = true};
 
+/// An order of evaluation, whichever linear_recurrence would take.
+template <RecurrenceOrder order>
+const RecurrenceCore per_head_in_order{
+    .call =
+        [](const RecurrenceStreams& s, Workspace& workspace) {
+          linear_recurrence_panels<order>(
+              LinearRecurrenceProblem<float, decay::PerHead<float>>{
+                  s.query, s.key, s.value, {s.head_log_decay}, {}, {}, 1.0f, s.memory, s.output},
+              workspace);
+        },
+    .work = constant_decay,
+    .log_decay = [](const RecurrenceStreams& s, Index, Index h, Index) { return double(s.head_log_decay[h]); }};
+
+template <RecurrenceOrder order>
+const RecurrenceCore per_token_channel_in_order{
+    .call =
+        [](const RecurrenceStreams& s, Workspace& workspace) {
+          linear_recurrence_panels<order>(
+              LinearRecurrenceProblem<float, decay::PerTokenChannel<float>>{
+                  s.query, s.key, s.value, {s.log_decay}, {}, {}, 1.0f, s.memory, s.output},
+              workspace);
+        },
+    .work = channel_decay,
+    .log_decay = [](const RecurrenceStreams& s, Index t, Index h, Index i) { return double(s.log_decay(t, h, i)); }};
+
 void add_variant(const std::string& name, const RecurrenceCore& core, const RecurrenceShape& shape) {
   const std::string size = "/head_dim:" + std::to_string(shape.key_dim) + "x" + std::to_string(shape.value_dim);
   add_benchmark("kernel/linear_recurrence/" + name + "/length:2048" + size,
@@ -85,6 +110,8 @@ const bool registered = [] {
   add_variant("per_head", per_head, {.heads = 12, .key_dim = 64, .value_dim = 128});
   add_variant("per_head", per_head, {.heads = 6, .key_dim = 128, .value_dim = 128});
   add_variant("per_token_channel", per_token_channel, {.heads = 6, .key_dim = 128, .value_dim = 128});
+  add_variant("per_head_chunked", per_head_in_order<RecurrenceOrder::chunked>, {});
+  add_variant("per_token_channel_chunked", per_token_channel_in_order<RecurrenceOrder::chunked>, {});
   return true;
 }();
 

@@ -83,8 +83,9 @@ Timing measure(const Case& benchmark) {
     samples.push_back(seconds);
     total += seconds * double(group);
     const bool enough = total >= effort().seconds && int(samples.size()) >= effort().least_runs;
-    const bool too_long = total >= std::max(3.0, effort().seconds) || seconds_since(begin) > 10 * effort().seconds + 3;
-    if (enough || too_long) break;
+    const bool long_enough = total >= std::max(3.0, effort().seconds) && int(samples.size()) >= 2;
+    const bool too_long = seconds_since(begin) > 10 * effort().seconds + 10;
+    if (enough || long_enough || too_long) break;
   }
   const double processor = double(std::clock() - processor_begin) / double(CLOCKS_PER_SEC);
   const double processor_share = processor / seconds_since(measured_from);
