@@ -174,14 +174,16 @@ SEQMIX_ALWAYS_INLINE void sweep_panel(const RecurrenceCoefficients<T, Tokens>& c
     });
     unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { store(row + b * width, memory[b]); });
   };
+  // Two rows to a turn of the loop: more gain nothing and take the compiler longer.
   const T* rows = coefficients.rows;
-  const Index whole = key_dim / width;
-  for (Index j = 0; j < whole; ++j) {
-    unroll<width>([&](auto r) SEQMIX_INLINE_LAMBDA { sweep_row(rows + r, panel + r * 2 * width); });
-    rows += row_vectors * width;
-    panel += width * 2 * width;
+  Index i = 0;
+  for (; i + width <= key_dim; i += width, rows += row_vectors * width) {
+    for (Index r = 0; r < width; r += 2, panel += 2 * 2 * width) {
+      sweep_row(rows + r, panel);
+      if constexpr (width > 1) sweep_row(rows + r + 1, panel + 2 * width);
+    }
   }
-  for (Index r = 0; r < key_dim - whole * width; ++r) sweep_row(rows + r, panel + r * 2 * width);
+  for (Index r = 0; r < key_dim - i; ++r) sweep_row(rows + r, panel + r * 2 * width);
 
   unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
     unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
