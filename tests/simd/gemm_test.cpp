@@ -153,7 +153,7 @@ TEMPLATE_TEST_CASE("products agree with double for any shape, stride and start",
   constexpr Index width = panel_width<T>, slice = slice_depth<T>;
   Rng rng(3);
   Workspace workspace;
-  const std::vector<Index> all_rows = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, block_rows, block_rows + 1};
+  const std::vector<Index> all_rows = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, block_rows, 2 * block_rows + 1};
   const std::vector<Index> all_outputs = {0, 1, width - 1, width, width + 1, 4 * width, 5 * width - 1, 9 * width + 3};
   const std::vector<Index> all_inputs = {0, 1, 2, 31, slice, slice + 1, 2 * slice + 3};
   for (const Index rows : all_rows) {
