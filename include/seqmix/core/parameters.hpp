@@ -6,9 +6,9 @@
 // checkpoints, `tensor` a Matrix<T>& or Vector<T>&, and `presence` says whether a checkpoint may lack it. An absent
 // tensor has size 0. Every State struct has the same for its fields, without presence.
 //
-// Tensors with more or fewer dimensions than a matrix are held like this: leading sizes 1 are dropped, a vector read
-// into a matrix becomes one column, and all dimensions but the last are merged into the rows ([5, M, D] is a matrix
-// [5 * M, D]; [C, 1, W] is [C, W]).
+// Tensors with more or fewer than two dimensions are held like this: a vector read into a matrix becomes one column;
+// with three dimensions or more, leading sizes 1 are dropped and all but the last are merged into the rows ([5, M, D] is
+// a matrix [5 * M, D]; [C, 1, W] is [C, W]; [1, 1, D] read into a vector is [D]).
 #pragma once
 
 #include <seqmix/core/error.hpp>
