@@ -126,6 +126,14 @@ TEMPLATE_TEST_CASE("lane_index, reductions and select", "[simd]", float, double)
   REQUIRE(seqmix::fma(index, seqmix::broadcast(T(3)), seqmix::broadcast(T(1))).get(1) == T(4));
 }
 
+TEMPLATE_TEST_CASE("divide rounds correctly", "[simd]", float, double) {
+  using T = TestType;
+  for (int i = 1; i < 1000; ++i) {
+    const T a = static_cast<T>(i) * T(0.37), b = static_cast<T>(1000 - i) * T(1.13);
+    REQUIRE(seqmix::divide(seqmix::broadcast(a), seqmix::broadcast(b)).get(0) == a / b);
+  }
+}
+
 TEST_CASE("unroll visits every index in order, as constants", "[simd]") {
   std::vector<Index> seen;
   seqmix::unroll<5>([&](auto i) SEQMIX_INLINE_LAMBDA {

@@ -62,13 +62,13 @@ std::vector<Row<T>> table() {
   const double max = std::numeric_limits<T>::max(), normal = std::numeric_limits<T>::min();
   return {
       {"exp2", [](Batch<T> x) { return seqmix::exp2(x); }, [](Real x) { return std::exp2(x); }, L::exp2_low,
-       L::exp2_high, 1.5},
+       L::exp2_high, single ? 1.5 : 1.7},
       {"exp", [](Batch<T> x) { return seqmix::exp(x); }, [](Real x) { return std::exp(x); }, L::exp_low, L::exp_high,
        1.5},
       {"exp2_decay", [](Batch<T> x) { return seqmix::exp2_decay(x); }, [](Real x) { return std::exp2(x); },
-       L::decay_low, L::decay_high, 1.5},
+       L::decay_low, L::decay_high, single ? 1.5 : 1.7},
       {"exp2_softmax", [](Batch<T> x) { return seqmix::exp2_softmax(x); }, [](Real x) { return std::exp2(x); },
-       L::decay_low, L::decay_high, single ? 9.0 : 1.5},
+       L::decay_low, L::decay_high, single ? 9.0 : 1.7},
       {"expm1", [](Batch<T> x) { return seqmix::expm1(x); }, [](Real x) { return std::expm1(x); }, -max, L::exp_high,
        2.5},
       {"log", [](Batch<T> x) { return seqmix::log(x); }, [](Real x) { return std::log(x); },

@@ -86,6 +86,18 @@ struct StorePartial {
   }
 };
 
+struct Divide {
+  template <class T, class Arch>
+  SEQMIX_ALWAYS_INLINE Batch<T, Arch> operator()(const xsimd::batch<T, Arch>& numerator,
+                                                 const xsimd::batch<T, Arch>& denominator) const {
+    if constexpr (std::is_base_of_v<xsimd::neon64, Arch> && std::is_same_v<T, float>) {
+      return Batch<T, Arch>(numerator.data / denominator.data);
+    } else {
+      return numerator / denominator;
+    }
+  }
+};
+
 struct Transpose {
   template <class T, class Arch, std::size_t N>
   SEQMIX_ALWAYS_INLINE void operator()(xsimd::batch<T, Arch> (&tile)[N]) const {
@@ -132,6 +144,10 @@ inline constexpr detail::Store store{};
 
 /// store_partial(T* destination, Batch<T> value, Index count): the first `count` lanes; never writes beyond them.
 inline constexpr detail::StorePartial store_partial{};
+
+/// divide(a, b) = a / b, correctly rounded. (On 64-bit Arm xsimd's operator multiplies by an estimate of 1 / b, 2 ulp off,
+/// although the processor can divide.)
+inline constexpr detail::Divide divide{};
 
 /// transpose(Batch<T> (&tile)[lanes]): lane j of row i changes places with lane i of row j.
 inline constexpr detail::Transpose transpose{};

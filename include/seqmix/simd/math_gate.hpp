@@ -12,14 +12,14 @@ struct Sigmoid {
   template <class T, class Arch>
   SEQMIX_ALWAYS_INLINE static Batch<T, Arch> evaluate(const xsimd::batch<T, Arch>& x) {
     const auto one = broadcast<Arch>(T(1));
-    return one / (one + exp_negated(x));
+    return divide(one, one + exp_negated(x));
   }
 };
 
 struct Silu {
   template <class T, class Arch>
   SEQMIX_ALWAYS_INLINE static Batch<T, Arch> evaluate(const xsimd::batch<T, Arch>& x) {
-    return x / (broadcast<Arch>(T(1)) + exp_negated(x));
+    return divide(x, broadcast<Arch>(T(1)) + exp_negated(x));
   }
 };
 
@@ -35,7 +35,7 @@ struct Tanh {
     const auto scale = power_of_two(reduced.shifted);
     const auto p = xsimd::fma(f * f, exp_quadratic_part(f), f);
     const auto one = broadcast<Arch>(T(1));
-    return xsimd::fma(p, scale, scale - one) / xsimd::fma(p, scale, scale + one);
+    return divide(xsimd::fma(p, scale, scale - one), xsimd::fma(p, scale, scale + one));
   }
 };
 
@@ -61,7 +61,7 @@ SEQMIX_ALWAYS_INLINE Batch<T, Arch> tail_ratio(const xsimd::batch<T, Arch>& a) {
   const auto one = broadcast<Arch>(T(1));
   if constexpr (std::same_as<T, float>) {
     const auto scaled = a * broadcast<Arch>(0.3f);
-    const auto t = one / (one + scaled);
+    const auto t = divide(one, one + scaled);
     return t * polynomial(scaled * t, 0.5f, -0.829807281f, 0.618146777f, -0.0810297132f, -0.139710203f, 0.0233890507f,
                           0.00989052281f, 0.0716256201f, -0.0735757276f, 0.020758545f);
   } else {
@@ -136,7 +136,7 @@ struct GeluTanh {
     // (1 + tanh(u)) / 2 = 1 / (1 + e^-2u), 2u = sqrt(8/pi) (x + 0.044715 x^3)
     constexpr T slope = T(1.5957691216057308), cubic = T(1.5957691216057308 * 0.044715);
     const auto twice_u = x * xsimd::fma(x * x, broadcast<Arch>(cubic), broadcast<Arch>(slope));
-    return x / (broadcast<Arch>(T(1)) + exp_negated(twice_u));
+    return divide(x, broadcast<Arch>(T(1)) + exp_negated(twice_u));
   }
 };
 
