@@ -26,6 +26,19 @@ inline constexpr Index decode_chunk = 256;
 /// How far ahead of its use memory is asked for: what is on its way within one latency of the third-level cache.
 inline constexpr Index prefetch_bytes = 4096;
 
+/// The sums of the lanes of each batch: lane i of the result is that of sum[i].
+template <class T>
+SEQMIX_ALWAYS_INLINE Batch<T> add_across(Batch<T> (&sum)[std::size_t(lanes<T>)]) {
+  transpose(sum);
+  // As a balanced tree: a chain of additions would take longer than the loads.
+  const auto add_halves = [&]<Index Half>(auto self, std::integral_constant<Index, Half>) SEQMIX_INLINE_LAMBDA {
+    unroll<Half>([&](auto i) SEQMIX_INLINE_LAMBDA { sum[i] = sum[i] + sum[i + Half]; });
+    if constexpr (Half > 1) self(self, std::integral_constant<Index, Half / 2>());
+  };
+  if constexpr (lanes < T >> 1) add_halves(add_halves, std::integral_constant<Index, lanes<T> / 2>());
+  return sum[0];
+}
+
 /// products[0 .. lanes) = <query, rows 0 .. count - 1 of keys>, anything in the lanes beyond. query is padded with zeros
 /// to whole vectors. 1 <= count <= lanes.
 template <class T>
@@ -53,14 +66,7 @@ SEQMIX_ALWAYS_INLINE Batch<T> multiply_rows(const T* query, const T* keys, Index
       if (key < count) sum[key] = fma(q, load_partial(keys + key * stride + whole, head_dim - whole), sum[key]);
     });
   }
-  transpose(sum);
-  // As a balanced tree: a chain of W additions would be as long as the loads.
-  Index width = W;
-  while (width > 1) {
-    width /= 2;
-    for (Index i = 0; i < width; ++i) sum[i] = sum[i] + sum[i + width];
-  }
-  return sum[0];
+  return add_across(sum);
 }
 
 /// Inner products of `rows` queries [rows, padded_query] with the keys of a chunk, into logits [rows, decode_chunk]: every
@@ -72,7 +78,12 @@ void multiply_chunk(const T* queries, Index padded_query, Index rows, Sequence<c
   const Index ahead = std::max(W, round_up(prefetch_bytes / Index(sizeof(T)) / std::max<Index>(1, head_dim), W));
   for (Index t = 0; t < keys.length(); t += W) {
     const Index count = std::min(W, keys.length() - t);
-    for (Index lane = 0; lane < W; ++lane) prefetch_row(keys.data() + (t + ahead + lane) * keys.stride(), head_dim);
+    const T* later = keys.data() + (t + ahead) * keys.stride();
+    if (keys.stride() == head_dim) {
+      prefetch_row(later, W * head_dim);
+    } else {
+      for (Index lane = 0; lane < W; ++lane) prefetch_row(later + lane * keys.stride(), head_dim);
+    }
     for (Index r = 0; r < rows; ++r) {
       store(logits + r * decode_chunk + t,
             multiply_rows(queries + r * padded_query, keys.row(t), keys.stride(), count, head_dim));
