@@ -45,8 +45,8 @@ class Layer {
 /// What the Mixer concept doesn't tell. All members may be left out.
 struct MixerTraits {
   bool quadratic = false;  // time grows with the square of the length: measured up to Effort::longest_attention only
-  std::function<Work(Index length)> core;        // minimum work between the projections; without it, none counts
-  std::function<Work(Index context)> core_step;  // the same for a step, without its state
+  std::function<Work(Index length)> core = {};        // minimum work between the projections; without it, none counts
+  std::function<Work(Index context)> core_step = {};  // the same for a step, without its state
 };
 
 /// Type-independent part of add_mixer.
