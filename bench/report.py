@@ -212,12 +212,17 @@ def probes(results):
 
 def cores(results, *kinds):
     rows = []
+    header = ["benchmark", "length", "us", "us per token", "GFLOP/s", "of FMA peak", "roofline", "roofline, 2 threads",
+              "2 threads faster by"]
+    if results.disturbed():
+        header.append("roofline by processor time")
     for one, two in pair_rows(results.of(*kinds)):
         rows.append([one.subject, one.length or "", scaled(one.seconds, 1e6), scaled(one.get("ns_per_token"), 1e-3),
                      scaled(one.get("flop_per_second"), 1e-9), share(one.get("fma_peak_share")), share(one.get("roofline")),
                      share(two.get("roofline")) if two else "", speedup(one, two)])
-    return table(["benchmark", "length", "us", "us per token", "GFLOP/s", "of FMA peak", "roofline", "roofline, 2 threads",
-                  "2 threads faster by"], rows) if rows else ""
+        if results.disturbed():
+            rows[-1].append(share(one.get("roofline_by_processor_time")))
+    return table(header, rows) if rows else ""
 
 
 def core_steps(results):

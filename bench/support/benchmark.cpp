@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <ctime>
 #include <fstream>
+#include <limits>
 #include <memory>
 #include <seqmix/simd/arch.hpp>
 #include <thread>
@@ -45,32 +46,40 @@ std::string_view part(std::string_view name, int index) {
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
+/// Seconds that our process has had processors for, all threads added up.
+double processor_seconds() {
+#if defined(CLOCK_PROCESS_CPUTIME_ID)
+  timespec time{};
+  if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time) == 0) return double(time.tv_sec) + 1e-9 * double(time.tv_nsec);
+#endif
+  return double(std::clock()) / double(CLOCKS_PER_SEC);
+}
+
 /// Times of single runs, in seconds.
 struct Timing {
-  double least = 0, median = 0;
+  double least = 0, median = 0, least_processor = 0;
   Index runs = 0;
   double processor_share = 1;  // of the time measured, how much our process had a processor (all threads added up)
 };
 
 Timing measure(const Case& benchmark) {
-  if (!benchmark.run) return {benchmark.known_seconds, benchmark.known_seconds, 1, 1};
+  if (!benchmark.run) return {benchmark.known_seconds, benchmark.known_seconds, benchmark.known_seconds, 1, 1};
   // Short runs are timed in groups of this many, so that reading the clock doesn't count.
   constexpr double shortest_sample = 30e-6;
   Index group = 1;
   std::vector<double> samples;
   double total = 0;
   const auto begin = Clock::now();
-  auto measured_from = begin;
-  auto processor_begin = std::clock();
+  double least_processor = std::numeric_limits<double>::infinity(), total_processor = 0;
   for (bool first = true;; first = false) {
     if (benchmark.prepare) benchmark.prepare();
+    const double processor_start = processor_seconds();
     const auto start = Clock::now();
     for (Index run = 0; run < group; ++run) benchmark.run();
     const double seconds = seconds_since(start) / double(group);
+    const double processor = (processor_seconds() - processor_start) / double(group);
     if (first) {
       if (benchmark.check) benchmark.check();
-      measured_from = Clock::now();
-      processor_begin = std::clock();
       // The first run warms up, but for one so long that warming up hardly counts.
       if (seconds < 0.2) {
         continue;
@@ -81,20 +90,22 @@ Timing measure(const Case& benchmark) {
       continue;
     }
     samples.push_back(seconds);
+    least_processor = std::min(least_processor, processor);
+    total_processor += processor * double(group);
     total += seconds * double(group);
     const bool enough = total >= effort().seconds && int(samples.size()) >= effort().least_runs;
     const bool long_enough = total >= std::max(3.0, effort().seconds) && int(samples.size()) >= 2;
     const bool too_long = seconds_since(begin) > 10 * effort().seconds + 10;
     if (enough || long_enough || too_long) break;
   }
-  const double processor = double(std::clock() - processor_begin) / double(CLOCKS_PER_SEC);
-  const double processor_share = processor / seconds_since(measured_from);
   std::sort(samples.begin(), samples.end());
-  return {samples.front(), samples[samples.size() / 2], Index(samples.size()) * group, processor_share};
+  return {samples.front(), samples[samples.size() / 2], least_processor, Index(samples.size()) * group,
+          total_processor / total};
 }
 
-/// Name of the counter that carries the shortest time from the benchmark to the reporters.
+/// Names of the counters that carry the shortest times from the benchmark to the reporters.
 constexpr const char* least_time = "least_seconds";
+constexpr const char* least_processor_time = "least_processor_seconds";
 
 /// Benchmarks that failed. A wrong result must not go unnoticed among a hundred lines: it is the exit code too.
 int failures = 0;
@@ -109,6 +120,7 @@ void run_entry(benchmark::State& state, const Entry& entry) {
       auto& counters = state.counters;
       const double bytes = work.streamed_bytes + work.resident_bytes;
       counters[least_time] = timing.least;
+      counters[least_processor_time] = timing.least_processor;
       counters["median_ns"] = timing.median * 1e9;
       // Below 1 with one thread: other programs took the processor, and even the shortest time may be too long.
       counters["processor_share"] = timing.processor_share;
@@ -118,7 +130,13 @@ void run_entry(benchmark::State& state, const Entry& entry) {
         counters["fma_peak_share"] = work.flops / timing.least / peak.fma_float.per_second;
       }
       if (bytes > 0) counters["bytes_per_second"] = bytes / timing.least;
-      if (work.flops + bytes > 0) counters["roofline"] = least_seconds(work, peak) / timing.least;
+      if (work.flops + bytes > 0) {
+        counters["roofline"] = least_seconds(work, peak) / timing.least;
+        // What the roofline would be, had no other program taken the processor.
+        if (entry.threads == 1) {
+          counters["roofline_by_processor_time"] = least_seconds(work, peak) / timing.least_processor;
+        }
+      }
       if (benchmark.tokens > 0) {
         counters["tokens_per_second"] = double(benchmark.tokens) / timing.least;
         counters["ns_per_token"] = timing.least * 1e9 / double(benchmark.tokens);
@@ -144,18 +162,15 @@ void run_entry(benchmark::State& state, const Entry& entry) {
 std::vector<benchmark::BenchmarkReporter::Run> with_least_time(std::vector<benchmark::BenchmarkReporter::Run> runs,
                                                                bool brief) {
   for (auto& run : runs) {
-    const auto found = run.counters.find(least_time);
-    if (found == run.counters.end()) continue;
-    run.iterations = 1;
-    run.real_accumulated_time = run.cpu_accumulated_time = found->second.value;
-    run.counters.erase(found);
-    const auto count = run.counters.find("runs");
-    if (count != run.counters.end()) {
-      run.iterations = static_cast<benchmark::IterationCount>(count->second.value);
-      run.real_accumulated_time *= count->second.value;
-      run.cpu_accumulated_time *= count->second.value;
-      run.counters.erase(count);
-    }
+    if (run.counters.count(least_time) == 0) continue;
+    const auto take = [&](const char* name) {
+      const double value = run.counters[name].value;
+      run.counters.erase(name);
+      return value;
+    };
+    run.iterations = static_cast<benchmark::IterationCount>(std::max(1.0, take("runs")));
+    run.real_accumulated_time = take(least_time) * double(run.iterations);
+    run.cpu_accumulated_time = take(least_processor_time) * double(run.iterations);
     if (!brief || run.counters.count("roofline") == 0) continue;
     for (auto counter = run.counters.begin(); counter != run.counters.end();) {
       const bool keep = counter->first == "roofline" || counter->first == "fma_peak_share" ||
