@@ -35,7 +35,7 @@ void linear_attention_global_panels(const Problem& problem, Index first, Index l
     std::fill_n(key_sum, pitch, T(0));
     for (Index begin = 0; begin < length; begin += block) {
       const Index count = std::min(block, length - begin);
-      stage_rows(head.key, problem.key_map, broadcast(T(1)), begin, count, keys);
+      stage_rows(head.key, problem.key_map, T(1), begin, count, keys);
       for (Index t = 0; t < count; ++t) {
         for (Index i = 0; i < pitch; i += width) store(key_sum + i, load(key_sum + i) + load(keys + t * pitch + i));
       }
@@ -53,7 +53,7 @@ void linear_attention_global_panels(const Problem& problem, Index first, Index l
     }
     for (Index begin = 0; begin < length; begin += block) {
       const Index count = std::min(block, length - begin);
-      stage_rows(head.query, problem.query_map, broadcast(problem.scale), begin, count, queries);
+      stage_rows(head.query, problem.query_map, problem.scale, begin, count, queries);
       for (Index t = 0; t < count; ++t) {
         inverse_denominator[t] = T(1);
         if constexpr (Normalizer::any) {
@@ -90,8 +90,8 @@ void linear_attention_global_panels(const Problem& problem, Index first, Index l
 /// Evaluates the sums over all tokens of `problem` and reads them for each; its decay, readout, memory contents and the
 /// normalizer's sum take no part. Shapes are asserted only. The same bits for any number of threads. O(L H K V) time,
 /// O(K V) scratch for each thread; allocates nothing once `workspace` is warm.
-template <class T, class Decay, class Readout, class Normalizer, class QueryMap, class KeyMap>
-void linear_attention_global(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, QueryMap, KeyMap>& problem,
+template <class T, class Decay, class Readout, class Normalizer>
+void linear_attention_global(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer>& problem,
                              Workspace& workspace) {
   const Index panels = (problem.value_dim() + 2 * lanes<T> - 1) / (2 * lanes<T>), units = problem.heads() * panels;
   const Index workers = std::min(workspace.concurrency(), units);

@@ -48,8 +48,8 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const RecurrenceCoefficients<T, 1>& coe
 }  // namespace detail
 
 /// The recurrence token by token on the memory where it is: for single steps and a few tokens. Serial.
-template <class T, class Decay, class Readout, class Normalizer, class QueryMap, class KeyMap>
-void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, QueryMap, KeyMap>& problem,
+template <class T, class Decay, class Readout, class Normalizer>
+void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer>& problem,
                                 Workspace& workspace) {
   constexpr Index width = lanes<T>;
   const Index key_dim = problem.key_dim(), value_dim = problem.value_dim(), pitch = detail::padded<T>(key_dim);

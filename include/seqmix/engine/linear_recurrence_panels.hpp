@@ -164,10 +164,10 @@ class PanelRecurrence {
 
 /// The recurrence over a whole sequence, split between threads by value columns: a single head still uses all of them.
 /// O(heads key_dim value_dim) time per token.
-template <RecurrenceOrder order, class T, class Decay, class Readout, class Normalizer, class QueryMap, class KeyMap>
-void linear_recurrence_panels(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, QueryMap, KeyMap>& problem,
+template <RecurrenceOrder order, class T, class Decay, class Readout, class Normalizer>
+void linear_recurrence_panels(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer>& problem,
                               Workspace& workspace) {
-  using Problem = LinearRecurrenceProblem<T, Decay, Readout, Normalizer, QueryMap, KeyMap>;
+  using Problem = LinearRecurrenceProblem<T, Decay, Readout, Normalizer>;
   const Index panels = (problem.value_dim() + 2 * lanes<T> - 1) / (2 * lanes<T>), units = problem.heads() * panels;
   const Index workers = std::min(workspace.concurrency(), units);
   if (workers == 0) return;

@@ -9,6 +9,59 @@
 
 namespace seqmix::inline SEQMIX_ARCH {
 
+namespace detail {
+
+/// source[0 .. lanes) as far as `count` goes, zeros beyond.
+template <class T>
+SEQMIX_ALWAYS_INLINE Batch<T> load_some(const T* source, Index count) {
+  return count >= lanes<T> ? load(source) : load_partial(source, count);
+}
+
+template <class T>
+SEQMIX_ALWAYS_INLINE void store_some(T* destination, const Batch<T>& value, Index count) {
+  if (count >= lanes<T>) {
+    store(destination, value);
+  } else {
+    store_partial(destination, value, count);
+  }
+}
+
+/// `count` rounded up to whole vectors.
+template <class T>
+constexpr Index padded(Index count) {
+  return (count + lanes<T> - 1) / lanes<T> * lanes<T>;
+}
+
+/// to[i] = scale * Map()(from[i]) for i < count, and zeros up to whole vectors.
+template <class T, class Map>
+void map_padded_row(const T* from, Index count, T scale, T* to) {
+  const Index whole = count / lanes<T> * lanes<T>;
+  for (Index i = 0; i < whole; i += lanes<T>) store(to + i, Map()(load(from + i)) * broadcast(scale));
+  if (whole < count) {
+    store(to + whole, broadcast(T(0)));
+    store_partial(to + whole, Map()(load_partial(from + whole, count - whole)) * broadcast(scale), count - whole);
+  }
+}
+
+/// Elements as they are.
+struct Unmapped {
+  template <class Batch>
+  SEQMIX_ALWAYS_INLINE Batch operator()(const Batch& x) const {
+    return x;
+  }
+};
+
+}  // namespace detail
+
+/// An elementwise map of rows. A pointer, because it is called once for many elements, and the kernels need not be
+/// compiled again for every map.
+template <class T>
+using RowMap = void (*)(const T* from, Index count, T scale, T* to);
+
+/// The row map of an elementwise function object on batches, such as those of parts/feature_map.hpp.
+template <class T, class Map = detail::Unmapped>
+inline constexpr RowMap<T> row_map = &detail::map_padded_row<T, Map>;
+
 /// What one head of the recurrence reads and writes: sequences over tokens, and its memory [key_dim, value_dim].
 template <class T>
 struct LinearRecurrenceHead {
@@ -17,20 +70,11 @@ struct LinearRecurrenceHead {
   Sequence<T> output, memory;
 };
 
-/// Queries and keys as they are.
-struct IdentityMap {
-  template <class Batch>
-  SEQMIX_ALWAYS_INLINE Batch operator()(const Batch& x) const {
-    return x;
-  }
-};
-
 /// Everything that one evaluation of the recurrence reads and writes. Shapes: query, key [length, heads', key_dim],
 /// value [length, heads', value_dim], output [length, heads, value_dim], memory [heads, key_dim, value_dim], where each
-/// heads' divides heads: consecutive heads of the output share one of theirs. The maps apply to every element of the
-/// queries and of the keys as they are read.
-template <class T, class Decay, class Readout = readout::AfterUpdate<T>, class Normalizer = normalizer::None<T>,
-          class QueryMap = IdentityMap, class KeyMap = IdentityMap>
+/// heads' divides heads: consecutive heads of the output share one of theirs. query_map and key_map
+/// are applied to every element of the queries and of the keys as they are read.
+template <class T, class Decay, class Readout = readout::AfterUpdate<T>, class Normalizer = normalizer::None<T>>
 struct LinearRecurrenceProblem {
   HeadSequence<const T> query, key, value;
   Decay decay;
@@ -39,8 +83,8 @@ struct LinearRecurrenceProblem {
   T scale;
   MemoryView<T> memory;
   HeadSequence<T> output;
-  [[no_unique_address]] QueryMap query_map = {};
-  [[no_unique_address]] KeyMap key_map = {};
+  RowMap<T> query_map = row_map<T>;
+  RowMap<T> key_map = row_map<T>;
 
   Index length() const { return output.length(); }
   Index heads() const { return output.heads(); }
@@ -67,27 +111,6 @@ namespace detail {
 template <class T>
 inline constexpr T log2_e = T(1.4426950408889634073599246810018921L);
 
-/// source[0 .. lanes) as far as `count` goes, zeros beyond.
-template <class T>
-SEQMIX_ALWAYS_INLINE Batch<T> load_some(const T* source, Index count) {
-  return count >= lanes<T> ? load(source) : load_partial(source, count);
-}
-
-template <class T>
-SEQMIX_ALWAYS_INLINE void store_some(T* destination, const Batch<T>& value, Index count) {
-  if (count >= lanes<T>) {
-    store(destination, value);
-  } else {
-    store_partial(destination, value, count);
-  }
-}
-
-/// `count` rounded up to whole vectors.
-template <class T>
-constexpr Index padded(Index count) {
-  return (count + lanes<T> - 1) / lanes<T> * lanes<T>;
-}
-
 /// Decay factors exp(log decay) of `count` tokens from `begin` on: [count][padded key_dim] if they differ by channel
 /// (padding is 1), else [count]. Constant decays have one row.
 template <class Decay, class T>
@@ -112,27 +135,17 @@ void load_factors(const LinearRecurrenceHead<T>& head, Index begin, Index count,
 }
 
 /// scale * map(x) of `count` tokens from `begin` on, [count][padded channels], zeros in the padding.
-template <class T, class Map>
-void stage_rows(const Sequence<const T>& x, const Map& map, const Batch<T>& scale, Index begin, Index count,
-                T* staged) {
-  const Index channels = x.channels(), pitch = padded<T>(channels), whole = channels / lanes<T> * lanes<T>;
-  for (Index t = 0; t < count; ++t) {
-    const T* row = x.row(begin + t);
-    T* destination = staged + t * pitch;
-    for (Index i = 0; i < whole; i += lanes<T>) store(destination + i, map(load(row + i)) * scale);
-    if (whole < channels) {
-      store(destination + whole, broadcast(T(0)));
-      store_partial(destination + whole, map(load_partial(row + whole, channels - whole)) * scale, channels - whole);
-    }
-  }
+template <class T>
+void stage_rows(const Sequence<const T>& x, RowMap<T> map, T scale, Index begin, Index count, T* staged) {
+  for (Index t = 0; t < count; ++t) map(x.row(begin + t), x.channels(), scale, staged + t * padded<T>(x.channels()));
 }
 
 /// The staged queries (scaled) and keys of `count` tokens from `begin` on: what the coefficients are made of.
 template <class T, class Problem>
 void stage_queries_and_keys(const Problem& problem, const LinearRecurrenceHead<T>& head, Index begin, Index count,
                             T* queries, T* keys) {
-  stage_rows(head.query, problem.query_map, broadcast(problem.scale), begin, count, queries);
-  stage_rows(head.key, problem.key_map, broadcast(T(1)), begin, count, keys);
+  stage_rows(head.query, problem.query_map, problem.scale, begin, count, queries);
+  stage_rows(head.key, problem.key_map, T(1), begin, count, keys);
 }
 
 }  // namespace detail

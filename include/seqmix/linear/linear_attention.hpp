@@ -54,13 +54,23 @@ void linear_attention(ConstHeadSequence<T> query, ConstHeadSequence<T> key, Cons
   if (options.normalize) {
     detail::expect_key_sum(memory, key_sum, output);
     linear_recurrence(
-        LinearRecurrenceProblem<T, decay::None<T>, readout::AfterUpdate<T>, normalizer::KeySum<T>, Map, Map>{
-            query, key, value, {}, {}, {key_sum, options.epsilon}, options.scale, memory, output},
+        LinearRecurrenceProblem<T, decay::None<T>, readout::AfterUpdate<T>, normalizer::KeySum<T>>{
+            query,
+            key,
+            value,
+            {},
+            {},
+            {key_sum, options.epsilon},
+            options.scale,
+            memory,
+            output,
+            row_map<T, Map>,
+            row_map<T, Map>},
         workspace);
   } else {
     linear_recurrence(
-        LinearRecurrenceProblem<T, decay::None<T>, readout::AfterUpdate<T>, normalizer::None<T>, Map, Map>{
-            query, key, value, {}, {}, {}, options.scale, memory, output},
+        LinearRecurrenceProblem<T, decay::None<T>, readout::AfterUpdate<T>, normalizer::None<T>>{
+            query, key, value, {}, {}, {}, options.scale, memory, output, row_map<T, Map>, row_map<T, Map>},
         workspace);
   }
 }
@@ -74,13 +84,23 @@ void linear_attention_bidirectional(ConstHeadSequence<T> query, ConstHeadSequenc
   expect_recurrence_shapes<T>("linear_attention", query, key, value, memory, output);
   if (options.normalize) {
     linear_attention_global(
-        LinearRecurrenceProblem<T, decay::None<T>, readout::AfterUpdate<T>, normalizer::KeySum<T>, Map, Map>{
-            query, key, value, {}, {}, {{}, options.epsilon}, options.scale, memory, output},
+        LinearRecurrenceProblem<T, decay::None<T>, readout::AfterUpdate<T>, normalizer::KeySum<T>>{
+            query,
+            key,
+            value,
+            {},
+            {},
+            {{}, options.epsilon},
+            options.scale,
+            memory,
+            output,
+            row_map<T, Map>,
+            row_map<T, Map>},
         workspace);
   } else {
     linear_attention_global(
-        LinearRecurrenceProblem<T, decay::None<T>, readout::AfterUpdate<T>, normalizer::None<T>, Map, Map>{
-            query, key, value, {}, {}, {}, options.scale, memory, output},
+        LinearRecurrenceProblem<T, decay::None<T>, readout::AfterUpdate<T>, normalizer::None<T>>{
+            query, key, value, {}, {}, {}, options.scale, memory, output, row_map<T, Map>, row_map<T, Map>},
         workspace);
   }
 }
@@ -207,7 +227,9 @@ class LinearAttention : public RecurrentMixerBase<LinearAttention<T, Map, way>, 
   }
 
   /// The empty state: H K (V + 1) zeros.
-  State initial_state() const requires(way == Direction::causal) {
+  State initial_state() const
+    requires(way == Direction::causal)
+  {
     const Index keys = config_.heads * config_.key_dim;
     return {Buffer<T>(std::size_t(keys * config_.value_dim)), Buffer<T>(std::size_t(keys))};
   }
