@@ -69,6 +69,8 @@ std::vector<Row<T>> table() {
        L::decay_low, L::decay_high, single ? 1.5 : 1.7},
       {"exp2_softmax", [](Batch<T> x) { return seqmix::exp2_softmax(x); }, [](Real x) { return std::exp2(x); },
        L::decay_low, L::decay_high, single ? 9.0 : 1.7},
+      {"exp_decay", [](Batch<T> x) { return seqmix::exp_decay(x); }, [](Real x) { return std::exp(x); },
+       single ? -87.67 : -708.7, single ? 88.0 : 709.0, 1.5},
       {"expm1", [](Batch<T> x) { return seqmix::expm1(x); }, [](Real x) { return std::expm1(x); }, -max, L::exp_high,
        2.5},
       {"log", [](Batch<T> x) { return seqmix::log(x); }, [](Real x) { return std::log(x); },
@@ -222,6 +224,7 @@ TEMPLATE_TEST_CASE("values at the edges", "[simd][math]", float, double) {
     REQUIRE(seqmix::exp(zero) == 1);
     REQUIRE(seqmix::exp2_decay(zero) == 1);
     REQUIRE(seqmix::exp2_softmax(zero) == 1);
+    REQUIRE(seqmix::exp_decay(zero) == 1);
     REQUIRE(seqmix::sigmoid(zero) == T(0.5));
     REQUIRE(seqmix::sincos(zero).cos == 1);
     REQUIRE(seqmix::sincos(zero).sin == zero);
@@ -237,6 +240,7 @@ TEMPLATE_TEST_CASE("values at the edges", "[simd][math]", float, double) {
   for (const T x : {-infinity, -max, T(-1e4), single ? T(-126.51) : T(-1022.51)}) {
     REQUIRE(seqmix::exp2_decay(x) == 0);
     REQUIRE(seqmix::exp2_softmax(x) == 0);
+    REQUIRE(seqmix::exp_decay(x) == 0);
   }
   for (const T x : {-infinity, -max, T(-1e4), single ? T(-150.01) : T(-1075.01)}) {
     REQUIRE(seqmix::exp2(x) == 0);

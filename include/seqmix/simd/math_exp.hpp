@@ -240,6 +240,13 @@ struct Exp {
   }
 };
 
+struct ExpDecay {
+  template <class T, class Arch>
+  SEQMIX_ALWAYS_INLINE static Batch<T, Arch> evaluate(const xsimd::batch<T, Arch>& x) {
+    return exp_nonpositive(x);
+  }
+};
+
 struct Expm1 {
   template <class T, class Arch>
   SEQMIX_ALWAYS_INLINE static Batch<T, Arch> evaluate(const xsimd::batch<T, Arch>& x) {
@@ -274,6 +281,11 @@ inline constexpr detail::Elementwise<detail::Exp2Decay> exp2_decay{};
 /// 2^x for softmax weights: as exp2_decay, one polynomial degree less in float. At most 9 ulp in float (relative error
 /// 6e-7), 1.7 in double.
 inline constexpr detail::Elementwise<detail::Exp2Softmax> exp2_softmax{};
+
+/// e^x for decays and gates: x <= 88 (double: 709; not checked, and meant for x <= 0). Exactly 1 at 0; exactly 0 from
+/// -87.69 (-708.8) down to -infinity; NaN stays NaN. Needs a quarter fewer instructions than exp.
+/// At most 1.5 ulp in float, 1.5 in double.
+inline constexpr detail::Elementwise<detail::ExpDecay> exp_decay{};
 
 /// e^x - 1, any x, without cancellation around 0. NaN stays NaN. At most 2.5 ulp in float, 2.5 in double.
 inline constexpr detail::Elementwise<detail::Expm1> expm1{};

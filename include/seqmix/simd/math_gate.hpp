@@ -153,11 +153,11 @@ inline constexpr detail::Elementwise<detail::Silu> silu{};
 /// The hyperbolic tangent, any x, accurate around 0. NaN stays NaN. At most 3.5 ulp in float, 3.5 in double.
 inline constexpr detail::Elementwise<detail::Tanh> tanh{};
 
-/// log(1 + e^x), any x, without overflow; exactly 0 below -87.68 (double: -708.7), where the result would be denormal.
+/// log(1 + e^x), any x, without overflow; exactly 0 below -87.69 (double: -708.8), where the result would be denormal.
 /// NaN stays NaN. At most 2.5 ulp in float, 2.5 in double.
 inline constexpr detail::Elementwise<detail::Softplus> softplus{};
 
-/// log(sigmoid(x)) = -softplus(-x), any x, accurate in both tails; exactly 0 above 87.68 (double: 708.7).
+/// log(sigmoid(x)) = -softplus(-x), any x, accurate in both tails; exactly 0 above 87.69 (double: 708.8).
 /// NaN stays NaN. At most 2.5 ulp in float, 2.5 in double.
 inline constexpr detail::Elementwise<detail::LogSigmoid> logsigmoid{};
 
