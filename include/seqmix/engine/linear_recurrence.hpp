@@ -45,10 +45,12 @@ void expect_recurrence_shapes(std::string_view operation, const HeadSequence<con
                               const HeadSequence<const T>& key, const HeadSequence<const T>& value,
                               const MemoryView<T>& memory, const HeadSequence<T>& output) {
   const auto expect_heads = [&](std::string_view name, const HeadSequence<const T>& view, Index head_dim) {
-    const bool divides = view.heads() > 0 && memory.heads() % view.heads() == 0;
-    expect(divides, operation, name,
-           "has " + std::to_string(view.heads()) + " heads, which do not divide the " + std::to_string(memory.heads()) +
-               " heads of the memory");
+    // The message is put together only where there is something wrong: it allocates.
+    if (view.heads() <= 0 || memory.heads() % view.heads() != 0) [[unlikely]] {
+      internal::throw_invalid(operation, name,
+                              "has " + std::to_string(view.heads()) + " heads, which do not divide the " +
+                                  std::to_string(memory.heads()) + " heads of the memory");
+    }
     expect_shape(operation, name, {output.length(), view.heads(), head_dim}, view);
     expect_disjoint(operation, "output", output, name, view);
     expect_disjoint(operation, "memory", memory, name, view);
