@@ -229,10 +229,11 @@ class Retention : public RecurrentMixerBase<Retention<T>, T> {
     output_.apply(mixed.flat(), y, workspace);
   }
 
-  /// max(1, largest absolute column sum) of a head's memory, normalised as at the end of a whole chunk.
+  /// max(1, largest absolute column sum) of a head's memory of keys times K^-0.5, normalised as at the end of a whole
+  /// chunk.
   T memory_norm(const MemoryView<T>& memory, Index h) const {
     const double log_gamma = double(log_decay_[h]);
-    const T z = T(std::expm1(double(config_.chunk) * log_gamma) / std::expm1(log_gamma));
+    const T z = T(std::expm1(double(config_.chunk) * log_gamma) / std::expm1(log_gamma)) * std::sqrt(T(key_dim()));
     T largest = T(0);
     for (Index j = 0; j < memory.value_dim(); ++j) {
       T sum = T(0);
