@@ -95,17 +95,26 @@ struct PanelRun {
   Index count = 0;
 };
 
-/// Logits of a strip: logits[r * stride + ..] = <query r, keys of the panel>; with_maximum also collects their maxima.
+/// Logits of a strip and `count` panels of keys: logits[r * stride + ..] = <query r, keys>; with_maximum also takes
+/// their maxima into maximum [tile_rows]. Not inlined, so that constants of the caller don't occupy the registers of the
+/// tile; the maxima are kept in a local array, which the stores of logits can't alias.
 template <bool with_maximum, class T>
-__attribute__((noinline)) void multiply_keys(const T* query, Index head_dim, const T* panel, T* logits, Index stride,
-                                             Batch<T>* maximum) {
-  multiply_tile<tile_rows, tile_vectors>(
-      query, head_dim, 1, panel, panel_width<T>, 0, head_dim,
-      [](auto, auto) SEQMIX_INLINE_LAMBDA { return broadcast(T(0)); },
-      [&](auto row, auto vector, Batch<T> sum) SEQMIX_INLINE_LAMBDA {
-        store(logits + row * stride + vector * lanes<T>, sum);
-        if constexpr (with_maximum) maximum[row] = max_propagating(sum, maximum[row]);
-      });
+[[gnu::noinline]] void multiply_keys(const T* query, Index head_dim, const T* panel, Index count, T* logits,
+                                     Index stride, Batch<T>* maximum) {
+  Batch<T> highest[static_cast<std::size_t>(tile_rows)];
+  if constexpr (with_maximum) std::copy_n(maximum, tile_rows, highest);
+  for (Index i = 0; i < count; ++i) {
+    multiply_tile<tile_rows, tile_vectors>(
+        query, head_dim, 1, panel, panel_width<T>, 0, head_dim,
+        [](auto, auto) SEQMIX_INLINE_LAMBDA { return broadcast(T(0)); },
+        [&](auto row, auto vector, Batch<T> sum) SEQMIX_INLINE_LAMBDA {
+          store(logits + row * stride + vector * lanes<T>, sum);
+          if constexpr (with_maximum) highest[row] = max_propagating(sum, highest[row]);
+        });
+    panel += head_dim * panel_width<T>;
+    logits += panel_width<T>;
+  }
+  if constexpr (with_maximum) std::copy_n(highest, tile_rows, maximum);
 }
 
 /// mixed = rescale * mixed + weights * values for a strip and one panel of value columns. The sum of a tile is formed
@@ -266,15 +275,20 @@ class TileKernel {
     for (auto& batch : maximum) batch = broadcast(minus_infinity<T>);
     Index slot = 0;
     for (const PanelRun& run : runs) {
-      for (Index panel = run.first; panel < run.first + run.count; ++panel, ++slot) {
-        T* logits = logits_ + slot * P;
+      for (Index panel = run.first, end = run.first + run.count; panel < end;) {
         const bool partial = partial_[static_cast<std::size_t>(slot)] != 0;
+        Index count = 1;  // panels alike
+        while (panel + count < end && (partial_[static_cast<std::size_t>(slot + count)] != 0) == partial) ++count;
+        const T* keys = packed_.key_panel(panel);
+        T* logits = logits_ + slot * P;
         if (plain && !partial) {
-          multiply_keys<true>(query, packed_.head_dim, packed_.key_panel(panel), logits, stride_, maximum);
+          multiply_keys<true>(query, packed_.head_dim, keys, count, logits, stride_, maximum);
         } else {
-          multiply_keys<false>(query, packed_.head_dim, packed_.key_panel(panel), logits, stride_, maximum);
-          score_panel(strip, panel * P, partial, logits, maximum);
+          multiply_keys<false>(query, packed_.head_dim, keys, count, logits, stride_, maximum);
+          for (Index i = 0; i < count; ++i) score_panel(strip, (panel + i) * P, partial, logits + i * P, maximum);
         }
+        panel += count;
+        slot += count;
       }
     }
     T rescale[static_cast<std::size_t>(R)] = {};
