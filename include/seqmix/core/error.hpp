@@ -60,8 +60,8 @@ namespace internal {
 /// First and one-past-last address that a view with these extents can touch, and the period of its rows.
 struct Extent {
   std::uintptr_t begin = 0, end = 0;
-  Index period = 0;   // bytes from row to row
-  Index width = 0;    // bytes of one row
+  Index period = 0;  // bytes from row to row
+  Index width = 0;   // bytes of one row
 };
 
 template <class T>
@@ -76,8 +76,7 @@ template <class T>
 Extent extent_of(const HeadSequence<T>& view) {
   if (view.length() == 0 || view.heads() == 0 || view.head_dim() == 0) return {};
   const auto begin = reinterpret_cast<std::uintptr_t>(view.data());
-  const auto last =
-      reinterpret_cast<std::uintptr_t>(view.row(view.length() - 1, view.heads() - 1) + view.head_dim());
+  const auto last = reinterpret_cast<std::uintptr_t>(view.row(view.length() - 1, view.heads() - 1) + view.head_dim());
   return {begin, last, view.row_stride() * Index(sizeof(T)),
           ((view.heads() - 1) * view.head_stride() + view.head_dim()) * Index(sizeof(T))};
 }
@@ -93,8 +92,8 @@ inline bool may_overlap(const Extent& a, const Extent& b) {
   if (a.begin == a.end || b.begin == b.end || a.end <= b.begin || b.end <= a.begin) return false;
   if (a.period != b.period || a.period <= 0 || a.width > a.period || b.width > b.period) return true;
   const Index offset = Index((b.begin - a.begin) % std::uintptr_t(a.period));
-  const Index shift = b.begin >= a.begin ? offset
-                                         : (a.period - Index((a.begin - b.begin) % std::uintptr_t(a.period))) % a.period;
+  const Index shift =
+      b.begin >= a.begin ? offset : (a.period - Index((a.begin - b.begin) % std::uintptr_t(a.period))) % a.period;
   return shift < a.width || shift + b.width > a.period;
 }
 

@@ -34,19 +34,21 @@ enum class Direction {
 /// y, whatever y held; length 0 is a no-op). It throws std::invalid_argument, with y untouched, when x or y is not
 /// [length, channels()], when their lengths differ, or when they overlap.
 template <class M>
-concept Mixer = std::floating_point<typename M::Scalar> && requires {
-  typename M::Config;
-  typename M::Weights;
-} && requires(const M& mixer, ConstSequence<typename M::Scalar> x, Sequence<typename M::Scalar> y,
-              Workspace& workspace) {
-  { mixer.channels() } -> std::same_as<Index>;
-  { M::direction } -> std::convertible_to<Direction>;
-  mixer.forward(x, y, workspace);
-};
+concept Mixer = std::floating_point<typename M::Scalar> &&
+                requires {
+                  typename M::Config;
+                  typename M::Weights;
+                } &&
+                requires(const M& mixer, ConstSequence<typename M::Scalar> x, Sequence<typename M::Scalar> y,
+                         Workspace& workspace) {
+                  { mixer.channels() } -> std::same_as<Index>;
+                  { M::direction } -> std::convertible_to<Direction>;
+                  mixer.forward(x, y, workspace);
+                };
 
 /// A mixer whose rows y[0 .. t] never depend on x[t + 1 ..], to the bit.
 template <class M>
-concept CausalMixer = Mixer<M> &&(M::direction == Direction::causal);
+concept CausalMixer = Mixer<M> && (M::direction == Direction::causal);
 
 /// A causal mixer that continues a sequence from a state.
 ///
@@ -56,14 +58,14 @@ concept CausalMixer = Mixer<M> &&(M::direction == Direction::causal);
 /// warm, but for states that grow past what was reserved. A call that throws leaves state and y as they were.
 template <class M>
 concept RecurrentMixer = CausalMixer<M> && std::copyable<typename M::State> &&
-    requires(const M& mixer, typename M::State& state, ConstSequence<typename M::Scalar> x,
-             Sequence<typename M::Scalar> y, ConstToken<typename M::Scalar> x_token, Token<typename M::Scalar> y_token,
-             Workspace& workspace) {
-  { M::growth } -> std::convertible_to<StateGrowth>;
-  { mixer.initial_state() } -> std::same_as<typename M::State>;
-  mixer.prefill(state, x, y, workspace);
-  mixer.step(state, x_token, y_token, workspace);
-};
+                         requires(const M& mixer, typename M::State& state, ConstSequence<typename M::Scalar> x,
+                                  Sequence<typename M::Scalar> y, ConstToken<typename M::Scalar> x_token,
+                                  Token<typename M::Scalar> y_token, Workspace& workspace) {
+                           { M::growth } -> std::convertible_to<StateGrowth>;
+                           { mixer.initial_state() } -> std::same_as<typename M::State>;
+                           mixer.prefill(state, x, y, workspace);
+                           mixer.step(state, x_token, y_token, workspace);
+                         };
 
 /// Several sequences, one after the other in packed rows: sequence b is rows offsets[b] .. offsets[b + 1] - 1, and
 /// states[b] is its state.

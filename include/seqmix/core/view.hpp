@@ -40,22 +40,22 @@ concept EigenDense = std::is_base_of_v<Eigen::DenseBase<Plain<M>>, Plain<M>>;
 
 /// An Eigen object whose elements lie in memory, with those of a row next to each other.
 template <class M>
-concept EigenRows = EigenDense<M> && bool(Eigen::internal::traits<Plain<M>>::Flags & Eigen::DirectAccessBit) &&
-                    Plain<M>::InnerStrideAtCompileTime == 1 &&
-                    (bool(Plain<M>::IsRowMajor) || Plain<M>::RowsAtCompileTime == 1);
+concept EigenRows =
+    EigenDense<M> && bool(Eigen::internal::traits<Plain<M>>::Flags & Eigen::DirectAccessBit) &&
+    Plain<M>::InnerStrideAtCompileTime == 1 && (bool(Plain<M>::IsRowMajor) || Plain<M>::RowsAtCompileTime == 1);
 
 /// A vector whose elements lie next to each other in memory.
 template <class M>
-concept EigenVector = EigenDense<M> && bool(Plain<M>::IsVectorAtCompileTime) &&
-                      bool(Eigen::internal::traits<Plain<M>>::Flags & Eigen::DirectAccessBit) &&
-                      Plain<M>::InnerStrideAtCompileTime == 1;
+concept EigenVector =
+    EigenDense<M> && bool(Plain<M>::IsVectorAtCompileTime) &&
+    bool(Eigen::internal::traits<Plain<M>>::Flags & Eigen::DirectAccessBit) && Plain<M>::InnerStrideAtCompileTime == 1;
 
 /// The elements of M may be written through a T*, or read through a const T*.
 template <class M, class T>
-concept ElementsOf = std::same_as<typename Plain<M>::Scalar, std::remove_const_t<T>> &&
-                     (std::is_const_v<T> || requires(M&& m) {
-                       { m.data() } -> std::same_as<T*>;
-                     });
+concept ElementsOf =
+    std::same_as<typename Plain<M>::Scalar, std::remove_const_t<T>> && (std::is_const_v<T> || requires(M&& m) {
+      { m.data() } -> std::same_as<T*>;
+    });
 
 }  // namespace internal
 
@@ -78,8 +78,7 @@ class Token {
   /// A writable token can be read.
   template <class U>
     requires std::same_as<const U, T>
-  constexpr Token(const Token<U>& other)
-      : Token(other.data(), other.channels()) {}
+  constexpr Token(const Token<U>& other) : Token(other.data(), other.channels()) {}
 
   /// The elements of a contiguous Eigen vector, in place. Expressions and strided vectors do not compile.
   template <class M>
@@ -134,7 +133,8 @@ class Sequence {
   template <class M>
     requires internal::EigenRows<M> && internal::ElementsOf<M, T>
   Sequence(M&& matrix)
-      : Sequence(matrix.data(), matrix.rows(), matrix.cols(), matrix.rows() > 1 ? matrix.outerStride() : matrix.cols()) {}
+      : Sequence(matrix.data(), matrix.rows(), matrix.cols(),
+                 matrix.rows() > 1 ? matrix.outerStride() : matrix.cols()) {}
 
   constexpr T* data() const { return data_; }
   constexpr Index length() const { return length_; }

@@ -30,8 +30,7 @@ class Workspace {
   /// Gives back, at the end of its life, all that was taken since its beginning.
   class [[nodiscard]] Frame {
    public:
-    explicit Frame(Workspace& workspace)
-        : workspace_(workspace), block_(workspace.block_), used_(workspace.used_) {
+    explicit Frame(Workspace& workspace) : workspace_(workspace), block_(workspace.block_), used_(workspace.used_) {
       ++workspace_.depth_;
     }
     ~Frame() { workspace_.release(block_, used_); }
@@ -106,6 +105,20 @@ class Workspace {
     });
     if (failure) std::rethrow_exception(failure);
     level_locals();
+  }
+
+  /// Calls body(begin, count) for blocks of consecutive rows that together are 0 .. length - 1, at most concurrency() at a
+  /// time: for what takes every row by itself. A block fits the second-level cache, so several such steps are best done
+  /// in one body.
+  template <class Body>
+  void for_row_blocks(Index length, Body&& body) {
+    constexpr Index block = 32;
+    if (length <= block) {
+      if (length > 0) body(Index(0), length);
+      return;
+    }
+    parallel_for((length + block - 1) / block,
+                 [&](Index index, Workspace&) { body(index * block, std::min(block, length - index * block)); });
   }
 
   /// Bytes held, those of the workers included.

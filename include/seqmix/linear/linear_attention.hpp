@@ -275,13 +275,19 @@ class LinearAttention : public RecurrentMixerBase<LinearAttention<T, Map, way>, 
     const auto query = projected.columns(0, H * K).heads(H);
     const auto key = projected.columns(H * K, shared * K).heads(shared);
     const auto value = projected.columns((H + shared) * K, shared * V).heads(shared);
-    apply_feature_map(query, Map{});
-    apply_feature_map(key, Map{});
-    if (config_.normalize_query) sum_normalize(query, config_.feature_eps);
-    if (config_.normalize_key) sum_normalize(key, config_.feature_eps);
+    workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {
+      apply_feature_map(query.rows(begin, count), Map{});
+      apply_feature_map(key.rows(begin, count), Map{});
+      if (config_.normalize_query) sum_normalize(query.rows(begin, count), config_.feature_eps);
+      if (config_.normalize_key) sum_normalize(key.rows(begin, count), config_.feature_eps);
+    });
     const auto mixed = workspace.heads<T>(x.length(), H, V);
     core(query, key, value, mixed);
-    if (config_.output_norm) rms_normalize(mixed, config_.norm_eps, norm_);
+    if (config_.output_norm) {
+      workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {
+        rms_normalize(mixed.rows(begin, count), config_.norm_eps, norm_);
+      });
+    }
     output_.apply(mixed.flat(), y, workspace);
   }
 

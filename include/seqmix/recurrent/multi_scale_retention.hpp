@@ -139,8 +139,11 @@ class MultiScaleRetention : public RecurrentMixerBase<MultiScaleRetention<T>, T>
                    {state.memory, H, key_dim(), value_dim()}, rows(mixed), workspace);
       state.position += batch.length(b);
     }
-    rms_normalize(mixed, config_.norm_eps, norm_);
-    multiply_silu(mixed.flat(), gate.flat());
+    workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {
+      const auto block = mixed.rows(begin, count);
+      rms_normalize(block, config_.norm_eps, norm_);
+      multiply_silu(block.flat(), gate.flat().rows(begin, count));
+    });
     output_.apply(mixed.flat(), y, workspace);
   }
 

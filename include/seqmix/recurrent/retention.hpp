@@ -220,12 +220,15 @@ class Retention : public RecurrentMixerBase<Retention<T>, T> {
       }
       state.position += length;
     }
-    rms_normalize(mixed, config_.norm_eps);
-    if (config_.gate == RetentionGate::swish) {
-      multiply_silu(mixed.flat(), gate);
-    } else {
-      multiply_gelu(mixed.flat(), gate);
-    }
+    workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {
+      const auto block = mixed.rows(begin, count);
+      rms_normalize(block, config_.norm_eps);
+      if (config_.gate == RetentionGate::swish) {
+        multiply_silu(block.flat(), gate.rows(begin, count));
+      } else {
+        multiply_gelu(block.flat(), gate.rows(begin, count));
+      }
+    });
     output_.apply(mixed.flat(), y, workspace);
   }
 

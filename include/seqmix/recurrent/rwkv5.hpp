@@ -190,7 +190,9 @@ class Rwkv5 : public RecurrentMixerBase<Rwkv5<T>, T> {
     previous_tokens(batch, &State::previous, x, previous);
     keep_last_tokens(batch, &State::previous, x);
     const auto project = [&](const Linear<T>& linear, const Vector<T>& mix) {
-      interpolate_tokens<T>(x, previous, mix, mixed);
+      workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {
+        interpolate_tokens<T>(x.rows(begin, count), previous.rows(begin, count), mix, mixed.rows(begin, count));
+      });
       return linear.apply(mixed, workspace);
     };
     const auto receptance = project(receptance_, mix_receptance_).heads(H);
@@ -201,8 +203,12 @@ class Rwkv5 : public RecurrentMixerBase<Rwkv5<T>, T> {
       rwkv5<T>(rows(receptance), rows(key), rows(value), log_decay_, bonus_,
                {batch.state(b).memory, H, head_dim(), head_dim()}, rows(output), workspace);
     }
-    group_normalize(output, config_.norm_eps, norm_weight_, norm_bias_);
-    if (gated_) multiply_silu(output.flat(), project(gate_, mix_gate_));
+    const auto gate = gated_ ? project(gate_, mix_gate_) : Sequence<T>();
+    workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {
+      const auto block = output.rows(begin, count);
+      group_normalize(block, config_.norm_eps, norm_weight_, norm_bias_);
+      if (gated_) multiply_silu(block.flat(), gate.rows(begin, count));
+    });
     output_.apply(output.flat(), y, workspace);
   }
 

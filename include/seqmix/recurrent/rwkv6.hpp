@@ -208,20 +208,28 @@ class Rwkv6 : public RecurrentMixerBase<Rwkv6<T>, T> {
     const auto adjustment = workspace.sequence<T>(length, D);
     previous_tokens(batch, &State::previous, x, difference);
     keep_last_tokens(batch, &State::previous, x);
-    subtract_tokens<T>(difference, x, difference);
-    add_difference<T>(x, difference, mix_all_, mixed);
+    workspace.for_row_blocks(length, [&](Index begin, Index count) {
+      const auto rows = [&](const auto& view) { return view.rows(begin, count); };
+      subtract_tokens<T>(rows(difference), rows(x), rows(difference));
+      add_difference<T>(rows(x), rows(difference), mix_all_, rows(mixed));
+    });
     const auto low_rank = mix_down_.apply(mixed, workspace);
-    apply_tanh(low_rank);
+    workspace.for_row_blocks(length, [&](Index begin, Index count) { apply_tanh(low_rank.rows(begin, count)); });
 
     const auto project = [&](std::size_t input, const Linear<T>& linear) {
       mix_up_[input].apply(low_rank.columns(Index(input) * M, M), adjustment, workspace);
-      add_difference<T>(x, difference, mix_[input], adjustment, mixed);
+      workspace.for_row_blocks(length, [&](Index begin, Index count) {
+        const auto rows = [&](const auto& view) { return view.rows(begin, count); };
+        add_difference<T>(rows(x), rows(difference), mix_[input], rows(adjustment), rows(mixed));
+      });
       return linear.apply(mixed, workspace);
     };
     const auto decay_low_rank = project(0, decay_down_);
-    apply_tanh(decay_low_rank);
+    workspace.for_row_blocks(length, [&](Index begin, Index count) { apply_tanh(decay_low_rank.rows(begin, count)); });
     const auto log_decay = decay_up_.apply(decay_low_rank, workspace);
-    apply_activation(log_decay, [](const Batch<T>& w) SEQMIX_INLINE_LAMBDA { return -exp(w); });
+    workspace.for_row_blocks(length, [&](Index begin, Index count) {
+      apply_activation(log_decay.rows(begin, count), [](const Batch<T>& w) SEQMIX_INLINE_LAMBDA { return -exp(w); });
+    });
     const auto key = project(1, key_).heads(H), value = project(2, value_).heads(H);
     const auto receptance = project(3, receptance_).heads(H);
     const auto gate = project(4, gate_);
@@ -232,8 +240,11 @@ class Rwkv6 : public RecurrentMixerBase<Rwkv6<T>, T> {
       rwkv6<T>(rows(receptance), rows(key), rows(value), rows(log_decay.heads(H)), bonus_,
                {batch.state(b).memory, H, head_dim(), head_dim()}, rows(output), workspace);
     }
-    group_normalize(output, config_.norm_eps, norm_weight_, norm_bias_);
-    multiply_silu(output.flat(), gate);
+    workspace.for_row_blocks(length, [&](Index begin, Index count) {
+      const auto block = output.rows(begin, count);
+      group_normalize(block, config_.norm_eps, norm_weight_, norm_bias_);
+      multiply_silu(block.flat(), gate.rows(begin, count));
+    });
     output_.apply(output.flat(), y, workspace);
   }
 
