@@ -95,7 +95,7 @@ inline double random_log_decay(Decays kind, Rng& rng) {
 }
 
 // The arguments of one evaluation.
-template <class T, class Kind, bool with_bonus, bool with_sum, class Map = detail::Unmapped>
+template <class T, class Kind, bool with_bonus, bool with_sum, class Map = feature_map::Identity>
 struct Inputs {
   using Decay = typename Kind::template Policy<T>;
   using Readout = std::conditional_t<with_bonus, readout::BeforeUpdate<T>, readout::AfterUpdate<T>>;
@@ -167,7 +167,9 @@ struct Inputs {
             scale,
             {memory_used.view.data(), sizes.heads, sizes.key_dim, sizes.value_dim, sizes.key_dim * memory_stride,
              memory_stride},
-            output.rows(begin, count)};
+            output.rows(begin, count),
+            row_map<T, Map>,
+            row_map<T, Map>};
   }
 
   Sizes sizes;
@@ -211,7 +213,7 @@ auto expected_of(const Inputs<T, Kind, with_bonus, with_sum, Map>& inputs, const
   Expected<R> result{s.length, s.heads, V, {}, {}, {}};
   result.output.resize(std::size_t(s.length * s.heads * V));
   std::vector<Bounded<R>> key(static_cast<std::size_t>(K)), query = key, numerator(static_cast<std::size_t>(V));
-  const R map_error = std::same_as<Map, detail::Unmapped> ? R(0) : R(6);
+  const R map_error = std::same_as<Map, feature_map::Identity> ? R(0) : R(6);
   for (Index h = 0; h < s.heads; ++h) {
     // Column V of the memory is the sum of keys: the memory of a value that is always 1.
     std::vector<Bounded<R>> memory(std::size_t(K * (V + 1)));
