@@ -388,8 +388,9 @@ inline std::vector<GoldenEntry>& golden_registry() {
   return entries;
 }
 
-/// Registers adapter `Runner` for the files of one operator and level.
-template <template <class> class Runner>
+/// Registers adapter `Runner` for the files of one operator and level. (The second parameter gives the registrations of
+/// equally named adapters in different files different names: GCC lets a template of an unnamed namespace not do so.)
+template <template <class> class Runner, class = Runner<float>>
 struct GoldenRegistration {
   GoldenRegistration(std::string operator_id, std::string level) {
     golden_registry().push_back({std::move(operator_id), std::move(level), &make<float>, &make<double>});

@@ -22,7 +22,8 @@
 //               {"random", {.channels = 4 * rng.integer(1, 9), .heads = 4}}};
 //     }
 //
-//     // Optional. The equations of the paper, in double, without the library: see support/reference.hpp.
+//     // The equations of the paper, in double, without the library: see support/reference.hpp. Where x holds NaN or
+//     // infinity, what this gives must do so too: leave masked terms out instead of multiplying them by zero.
 //     static Matrix<double> reference(const Mixer<double>::Config& config, const Mixer<double>::Weights& weights,
 //                                     const Matrix<double>& x);
 //
