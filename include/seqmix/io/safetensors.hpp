@@ -114,7 +114,7 @@ void append_little(Bytes& bytes, T value) {
   std::byte raw[sizeof(T)];
   std::memcpy(raw, &value, sizeof(T));
   if constexpr (std::endian::native == std::endian::big) std::reverse(raw, raw + sizeof(T));
-  bytes.insert(bytes.end(), raw, raw + sizeof(T));
+  for (const std::byte byte : raw) bytes.push_back(byte);
 }
 
 /// IEEE binary16 to binary32, exact. The exponent is rebiased by a product, which also normalises subnormal numbers.
