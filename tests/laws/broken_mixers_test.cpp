@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "support/laws.hpp"
+#include "support/system_calls.hpp"
 
 namespace seqmix::test {
 namespace {
@@ -34,6 +35,7 @@ enum class Defect {
   takes_any_state,   // checks no states
   writes_early,      // writes y before it checks
   imprecise,         // prefill loses half the digits
+  coarse_float,      // float has fewer digits than it could
 };
 
 template <class T, Defect defect>
@@ -84,7 +86,7 @@ class Average : public RecurrentMixerBase<Average<T, defect>, T> {
   Average(Config config, Weights weights) : config_(config), weights_(std::move(weights)) {
     expect_tensor(name, "rate", {config_.channels}, weights_.rate);
     scratch_ = std::make_shared<Buffer<T>>(std::size_t(config_.channels));
-    history_ = std::make_shared<Index>(0);
+    history_ = std::make_shared<std::atomic<Index>>(0);
   }
   static Weights random_weights(const Config& config, Rng& rng) {
     return {uniform_vector<T>(config.channels, 0.5, 0.99, rng)};
@@ -117,7 +119,10 @@ class Average : public RecurrentMixerBase<Average<T, defect>, T> {
       state.position += batch.length(b);
       if (defect == Defect::hidden_history) *history_ += batch.length(b);
     }
-    if (defect == Defect::allocates && x.length() == 1) Buffer<T>(100).swap(*scratch_);
+    if (defect == Defect::allocates && x.length() == 1) {
+      thread_local Buffer<T> waste;
+      Buffer<T>(100).swap(waste);
+    }
     if (defect == Defect::system_call) (void)!::getppid();
   }
 
@@ -140,6 +145,7 @@ class Average : public RecurrentMixerBase<Average<T, defect>, T> {
       if (defect == Defect::counts_threads && odd) next *= T(1) + std::numeric_limits<T>::epsilon();
       carry = rate * carry + (T(1) - rate) * next;
       if (defect == Defect::imprecise && x.length() > 1) carry = T(std::round(double(carry) * 4096) / 4096);
+      if (defect == Defect::coarse_float && std::same_as<T, float>) carry = T(std::round(double(carry) * 4096) / 4096);
       if (defect == Defect::shared_scratch) std::this_thread::yield();
       y(t, c) = (defect == Defect::adds_to_output ? y(t, c) : T(0)) + carry + scratch;
       if (defect == Defect::writes_beside && c + 1 == channels() && t + 1 < x.length()) y.row(t)[channels()] = T(5);
@@ -151,7 +157,7 @@ class Average : public RecurrentMixerBase<Average<T, defect>, T> {
   Config config_;
   Weights weights_;
   std::shared_ptr<Buffer<T>> scratch_;
-  std::shared_ptr<Index> history_;
+  std::shared_ptr<std::atomic<Index>> history_;
 };
 
 static_assert(RecurrentMixer<Average<float, Defect::none>>);
@@ -219,6 +225,10 @@ TEST_CASE("each law can fail") {
   SECTION("silent") { expect_broken<Defect::silent>("errors"); }
   SECTION("takes any state") { expect_broken<Defect::takes_any_state>("errors"); }
   SECTION("writes early") { expect_broken<Defect::writes_early>("errors"); }
+  SECTION("coarse float") {
+    CHECK(broken_laws<float, Defect::coarse_float>().find("accuracy") != std::string::npos);
+    CHECK(broken_laws<double, Defect::coarse_float>().empty());
+  }
   SECTION("imprecise") { expect_broken<Defect::imprecise>("pieces"); }
 #ifdef SEQMIX_TEST_SECCOMP
   SECTION("system call") { expect_broken<Defect::system_call>("quiet"); }

@@ -24,6 +24,7 @@ void check_all(const char* scalar) {
     }
   }
   std::printf("laws: %d configurations in %s, %d laws broken\n", cases, scalar, failed);
+  CHECK(cases > 0);
   CHECK(failed == 0);
 }
 

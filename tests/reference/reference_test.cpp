@@ -74,6 +74,7 @@ void check_all(const char* scalar) {
     }
   }
   std::printf("references: %d configurations in %s, %d failures\n", cases, scalar, failed);
+  CHECK(cases > 0);
   CHECK(failed == 0);
 }
 

@@ -8,13 +8,7 @@
 #include <thread>
 #include <vector>
 
-#if defined(__SANITIZE_THREAD__)
-#define SEQMIX_TEST_THREAD_SANITIZER
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define SEQMIX_TEST_THREAD_SANITIZER
-#endif
-#endif
+#include "sanitizers.hpp"
 
 // The thread sanitizer doesn't see how the run-time libraries of OpenMP and oneTBB synchronise.
 #if defined(SEQMIX_HAVE_OPENMP) && defined(_OPENMP) && !defined(SEQMIX_TEST_THREAD_SANITIZER)

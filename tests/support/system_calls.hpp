@@ -3,9 +3,9 @@
 
 #include <utility>
 
-#include "executors.hpp"
+#include "sanitizers.hpp"
 
-#if defined(__linux__) && !defined(SEQMIX_TEST_THREAD_SANITIZER) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__linux__) && !defined(SEQMIX_TEST_SANITIZED)
 #define SEQMIX_TEST_SECCOMP
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
