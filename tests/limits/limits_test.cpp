@@ -43,18 +43,19 @@ double tolerance(Index length) {
   return 4.0 * double(length) * double(std::numeric_limits<T>::epsilon());
 }
 
-TEMPLATE_TEST_CASE("retention that forgets nothing is linear attention without feature map and norm", "", float, double) {
+TEMPLATE_TEST_CASE("retention that forgets nothing is linear attention without feature map and norm", "", float,
+                   double) {
   using T = TestType;
   for (const Index length : {1, 7, 8, 64, 131}) {
     Rng rng(1);
-    Stream<T> query(length, heads, key_dim, rng), key(length, heads, key_dim, rng), value(length, heads, value_dim, rng);
+    Stream<T> query(length, heads, key_dim, rng), key(length, heads, key_dim, rng),
+        value(length, heads, value_dim, rng);
     Stream<T> a(length, heads, value_dim, rng), b(length, heads, value_dim, rng);
     Buffer<T> memory_a(heads * key_dim * value_dim), memory_b = memory_a;
     Workspace workspace;
     retention<T>(query.view, key.view, value.view, Vector<T>(Vector<T>::Zero(heads)), T(0.5),
                  {memory_a, heads, key_dim, value_dim}, a.view, workspace);
-    linear_attention<feature_map::Identity, T>(query.view, key.view, value.view,
-                                               {.scale = T(0.5), .normalize = false},
+    linear_attention<feature_map::Identity, T>(query.view, key.view, value.view, {.scale = T(0.5), .normalize = false},
                                                {memory_b, heads, key_dim, value_dim}, {}, b.view, workspace);
     CHECK(difference(a.numbers, b.numbers) <= tolerance<T>(length));
     for (std::size_t i = 0; i < memory_a.size(); ++i) {
@@ -67,7 +68,8 @@ TEMPLATE_TEST_CASE("the last row of causal linear attention is that of the bidir
   using T = TestType;
   for (const Index length : {1, 5, 48, 49, 200}) {
     Rng rng(2);
-    Stream<T> query(length, heads, key_dim, rng), key(length, heads, key_dim, rng), value(length, heads, value_dim, rng);
+    Stream<T> query(length, heads, key_dim, rng), key(length, heads, key_dim, rng),
+        value(length, heads, value_dim, rng);
     Stream<T> a(length, heads, value_dim, rng), b(length, heads, value_dim, rng);
     Buffer<T> memory(heads * key_dim * value_dim), key_sum(heads * key_dim);
     Workspace workspace;
@@ -106,7 +108,8 @@ TEMPLATE_TEST_CASE("a window as long as the sequence is no window", "", float, d
   using T = TestType;
   for (const Index length : {1, 6, 97, 200}) {
     Rng rng(4);
-    Stream<T> query(length, heads, key_dim, rng), key(length, heads, key_dim, rng), value(length, heads, value_dim, rng);
+    Stream<T> query(length, heads, key_dim, rng), key(length, heads, key_dim, rng),
+        value(length, heads, value_dim, rng);
     Stream<T> a(length, heads, value_dim, rng), b(length, heads, value_dim, rng);
     Workspace workspace;
     softmax_attention<T>(query.view, key.view, value.view, {}, a.view, workspace);
@@ -123,7 +126,8 @@ TEMPLATE_TEST_CASE("block-sparse attention with all blocks is dense", "", float,
     for (const Index length : {1, 17, 130}) {
       Rng rng(5);
       Stream<T> query(length, heads, key_dim, rng), key(length, heads, key_dim, rng);
-      Stream<T> value(length, heads, value_dim, rng), a(length, heads, value_dim, rng), b(length, heads, value_dim, rng);
+      Stream<T> value(length, heads, value_dim, rng), a(length, heads, value_dim, rng),
+          b(length, heads, value_dim, rng);
       Workspace workspace;
       SoftmaxAttentionOptions<T> dense;
       dense.causal = causal;

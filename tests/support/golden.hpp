@@ -221,10 +221,10 @@ class GoldenOutputs {
  public:
   /// Any contiguous array or Eigen object; a row-major one where it has two dimensions.
   template <class Array>
-  requires requires(const Array& array) {
-    array.data();
-    array.size();
-  }
+    requires requires(const Array& array) {
+      array.data();
+      array.size();
+    }
   void add(const std::string& name, const Array& array) {
     values_[name] = std::vector<double>(array.data(), array.data() + array.size());
   }

@@ -93,7 +93,8 @@ struct LinearRecurrenceProblem {
 
   /// What head h reads and writes.
   LinearRecurrenceHead<T> head(Index h) const {
-    const auto shared = [&](Index count) { return h * count / heads(); };
+    // Most often every stream has all heads, and a division takes as long as a row of the memory.
+    const auto shared = [&](Index count) { return count == heads() ? h : h * count / heads(); };
     LinearRecurrenceHead<T> result{query.head(shared(query.heads())),
                                    key.head(shared(key.heads())),
                                    value.head(shared(value.heads())),

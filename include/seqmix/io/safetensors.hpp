@@ -373,8 +373,8 @@ class SafetensorsFile {
   /// SafetensorsError if the file has no such tensor, if integers are asked for and it holds floating-point numbers, and
   /// if an integer doesn't fit.
   template <class T>
-  requires std::is_arithmetic_v<T> Buffer<T> read(std::string_view name)
-  const {
+    requires std::is_arithmetic_v<T>
+  Buffer<T> read(std::string_view name) const {
     const SafetensorsTensor& source = tensor(name);
     Buffer<T> result(std::size_t(source.size()));
     read_into(source, name, result.data());
@@ -546,7 +546,7 @@ class SafetensorsWriter {
   /// Adds a tensor, copying `data`: numbers of T (bool, an integral type, float or double) of this shape, row-major.
   /// Throws std::invalid_argument if the name is taken or reserved, or the size isn't that of the shape.
   template <class T>
-  requires std::is_arithmetic_v<T>
+    requires std::is_arithmetic_v<T>
   void add(const std::string& name, std::span<const Index> shape, std::span<const T> data) {
     Index count = 1;
     for (const Index size : shape) {

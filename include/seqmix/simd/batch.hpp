@@ -164,10 +164,8 @@ inline constexpr detail::MinPropagating min_propagating{};
 /// in f, so arrays indexed with it stay in registers. Mark f with SEQMIX_INLINE_LAMBDA.
 template <Index N, class F>
 SEQMIX_ALWAYS_INLINE void unroll(F&& f) {
-  [&]<Index... I>(std::integer_sequence<Index, I...>) SEQMIX_INLINE_LAMBDA {
-    (f(std::integral_constant<Index, I>{}), ...);
-  }
-  (std::make_integer_sequence<Index, N>{});
+  [&]<Index... I>(std::integer_sequence<Index, I...>)
+      SEQMIX_INLINE_LAMBDA { (f(std::integral_constant<Index, I>{}), ...); }(std::make_integer_sequence<Index, N>{});
 }
 
 /// 0, 1, 2 ... lanes - 1.
@@ -175,8 +173,7 @@ template <class T, class Arch = xsimd::default_arch>
 SEQMIX_ALWAYS_INLINE Batch<T, Arch> lane_index() {
   return []<Index... I>(std::integer_sequence<Index, I...>) SEQMIX_INLINE_LAMBDA {
     return Batch<T, Arch>(static_cast<T>(I)...);
-  }
-  (std::make_integer_sequence<Index, lanes<T, Arch>>{});
+  }(std::make_integer_sequence<Index, lanes<T, Arch>>{});
 }
 
 /// Asks for the cache line at `address` before it is read. Any address is legal; without effect where unsupported.

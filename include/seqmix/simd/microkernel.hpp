@@ -21,7 +21,7 @@ inline constexpr Index tile_vectors = 2;
 
 /// Columns of the tile: the width of the panels that packed matrices consist of.
 template <class T>
-inline constexpr Index panel_width = tile_vectors* lanes<T>;
+inline constexpr Index panel_width = tile_vectors * lanes<T>;
 
 /// C = C0 + A B for one register tile, C [Rows, Panels * Vectors vectors], A [Rows, depth], B [depth, Panels * Vectors
 /// vectors].
