@@ -9,13 +9,39 @@
 #include <algorithm>
 #include <cassert>
 #include <seqmix/core/buffer.hpp>
+#include <seqmix/core/error.hpp>
 #include <seqmix/core/mixer.hpp>
 #include <seqmix/core/view.hpp>
 #include <seqmix/parts/row.hpp>
 #include <seqmix/simd/arch.hpp>
 #include <seqmix/simd/batch.hpp>
+#include <string_view>
 
 namespace seqmix::inline SEQMIX_ARCH {
+
+/// The state of a mixer that shifts tokens and keeps matrix memories: RWKV-5 and 6.
+template <class T>
+struct TokenShiftState {
+  Buffer<T> previous;  // [channels], the last token of the input
+  Buffer<T> memory;    // [heads, key_dim, value_dim]
+
+  template <class Visitor>
+  void visit(Visitor&& visitor) {
+    visitor("previous", previous), visitor("memory", memory);
+  }
+  template <class Visitor>
+  void visit(Visitor&& visitor) const {
+    visitor("previous", previous), visitor("memory", memory);
+  }
+};
+
+/// Throws std::invalid_argument, in the name of `operation`, unless the state has these sizes.
+template <class T>
+void expect_token_shift_state(std::string_view operation, Index channels, Index memory_size,
+                              const TokenShiftState<T>& state) {
+  expect_shape(operation, "state.previous", {channels}, {Index(state.previous.size())});
+  expect_shape(operation, "state.memory", {memory_size}, {Index(state.memory.size())});
+}
 
 /// previous[t] = x[t - 1], and for the first row of each sequence the last token that its state has seen, held in the
 /// field `last` [channels] of the state. previous must not overlap x.

@@ -104,19 +104,7 @@ class Rwkv6 : public RecurrentMixerBase<Rwkv6<T>, T> {
     }
   };
 
-  struct State {
-    Buffer<T> previous;  // [D], the last token of the input
-    Buffer<T> memory;    // [H, K, K]
-
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visitor("previous", previous), visitor("memory", memory);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visitor("previous", previous), visitor("memory", memory);
-    }
-  };
+  using State = TokenShiftState<T>;
 
   /// Packs the weights. Throws std::invalid_argument unless their shapes follow from `config`.
   Rwkv6(Config config, const Weights& weights)
@@ -198,8 +186,7 @@ class Rwkv6 : public RecurrentMixerBase<Rwkv6<T>, T> {
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
   void check_state(const State& state) const {
-    expect_shape(name, "state.previous", {config_.channels}, {Index(state.previous.size())});
-    expect_shape(name, "state.memory", {config_.attention_channels * head_dim()}, {Index(state.memory.size())});
+    expect_token_shift_state(name, config_.channels, config_.attention_channels * head_dim(), state);
   }
 
   void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
