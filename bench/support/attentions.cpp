@@ -14,11 +14,19 @@ Case attention(const AttentionShape& shape, double pairs, int threads,
           key(of.keys, of.kv_heads, of.head_dim, -1, 1, rng),
           value(of.keys, of.kv_heads, of.head_dim, -1, 1, rng),
           output(of.rows, of.heads, of.head_dim),
+          decodes(of.rows == 1),
           workspace(executor(on_threads)) {}
-    AttentionStreams streams() { return {query.view(), key.view(), value.view(), output.view()}; }
+    AttentionStreams streams() { return {query.view(), cached(key.view()), cached(value.view()), output.view()}; }
+
+    // In a cache each head's rows are contiguous (see KeyValueCache), in a projection each token's.
+    HeadSequence<const float> cached(const HeadSequence<const float>& x) const {
+      if (!decodes) return x;
+      return {x.data(), x.length(), x.heads(), x.head_dim(), x.head_dim(), x.length() * x.head_dim()};
+    }
 
     Rng rng{2};
     Tensor query, key, value, output;
+    bool decodes;
     Workspace workspace;
   };
   const auto data = std::make_shared<Data>(shape, threads);

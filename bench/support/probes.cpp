@@ -20,16 +20,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-/// Makes the compiler believe that the register changed, at no cost: loops around it are neither folded nor reordered.
-template <class T>
-SEQMIX_ALWAYS_INLINE void touch([[maybe_unused]] Batch<T>& value) {
-#if defined(__SSE2__)
-  asm volatile("" : "+x"(value.data));
-#elif defined(__aarch64__)
-  asm volatile("" : "+w"(value.data));
-#endif
-}
-
 template <class T>
 void consume(const Batch<T>& value) {
   benchmark::DoNotOptimize(reduce_add(value));
@@ -43,11 +33,11 @@ double fma_round(Index repeats) {
   Batch<T> sum[accumulators];
   unroll<accumulators>([&](auto i) SEQMIX_INLINE_LAMBDA { sum[i] = broadcast(T(1) + T(i) / 16); });
   Batch<T> factor = broadcast(T(0.999)), term = broadcast(T(0.001));
-  touch<T>(factor);
-  touch<T>(term);
+  keep_in_register<T>(factor);
+  keep_in_register<T>(term);
   for (Index repeat = 0; repeat < repeats; ++repeat) {
     unroll<accumulators>([&](auto i) SEQMIX_INLINE_LAMBDA { sum[i] = fma(sum[i], factor, term); });
-    unroll<accumulators>([&](auto i) SEQMIX_INLINE_LAMBDA { touch<T>(sum[i]); });
+    unroll<accumulators>([&](auto i) SEQMIX_INLINE_LAMBDA { keep_in_register<T>(sum[i]); });
   }
   unroll<accumulators>([&](auto i) SEQMIX_INLINE_LAMBDA { consume<T>(sum[i]); });
   return 2.0 * double(repeats * accumulators * lanes<T>);

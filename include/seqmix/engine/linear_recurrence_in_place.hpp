@@ -8,6 +8,58 @@ namespace seqmix::inline SEQMIX_ARCH {
 
 namespace detail {
 
+/// Computes the coefficients of token t from its staged query and key: what the general prepare_coefficients does, in one
+/// pass over the key channels, decays included. A step waits for this before it can touch the memory. constant_factors
+/// [padded key_dim] holds decays that are the same at every token (see load_factors), key_sum [padded key_dim] is z, with
+/// a normalizer.
+template <class T, class Problem>
+SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecurrenceHead<T>& head, Index t,
+                                        const T* query, const T* key, const T* constant_factors, T* key_sum,
+                                        RecurrenceCoefficients<T, 1>& result) {
+  using Decay = decltype(problem.decay);
+  using Readout = decltype(problem.readout);
+  using Normalizer = decltype(problem.normalizer);
+  constexpr Index width = lanes<T>;
+  const Index key_dim = problem.key_dim();
+  const T* log_decay = Decay::constant ? nullptr : head.log_decay.data() + t * head.log_decay.stride();
+  Batch<T> head_decay = broadcast(T(1));
+  if constexpr (Decay::any && !Decay::per_channel) {
+    head_decay = Decay::constant ? broadcast(*constant_factors) : exp2_decay(broadcast(*log_decay * log2_e<T>));
+  }
+  Batch<T> dot = broadcast(T(0)), sum = broadcast(T(0));
+  const auto prepare = [&](Index i, Index channels) SEQMIX_INLINE_LAMBDA {
+    Batch<T> d = head_decay, q = load(query + i);
+    const Batch<T> k = load(key + i);
+    if constexpr (Decay::per_channel && Decay::constant) d = load(constant_factors + i);
+    if constexpr (Decay::per_channel && !Decay::constant) {
+      d = exp2_decay(load_some(log_decay + i, channels) * broadcast(log2_e<T>));
+    }
+    if constexpr (Readout::bonus) {
+      dot = fma(q * load_some(head.bonus + i, channels), k, dot);
+    } else {
+      dot = fma(q, k, dot);
+      if constexpr (Decay::any) q *= d;
+    }
+    if constexpr (Normalizer::any) {
+      Batch<T> z = load(key_sum + i);
+      sum = fma(q, z, sum);
+      if constexpr (Decay::any) z *= d;
+      store(key_sum + i, z + k);
+    }
+    T* rows = result.rows + i * RecurrenceCoefficients<T, 1>::row_vectors;
+    store(rows, d);
+    store(rows + width, k);
+    store(rows + 2 * width, q);
+  };
+  Index i = 0;
+  for (; i + width <= key_dim; i += width) prepare(i, width);
+  if (i < key_dim) prepare(i, key_dim - i);
+  result.mix[0] = reduce_add(dot);
+  if constexpr (Normalizer::any) {
+    result.inverse_denominator[0] = T(1) / (reduce_add(sum) + result.mix[0] + problem.normalizer.epsilon);
+  }
+}
+
 /// Takes `Vectors` vectors of every row of a memory in place over one token. With columns >= 0, Vectors is 1 and only that
 /// many columns exist.
 template <Index Vectors, bool decays, class T>
@@ -37,6 +89,8 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const RecurrenceCoefficients<T, 1>& coe
     T* row = memory + i * row_stride;
     unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
       Batch<T> x = read(row + b * width);
+      // Else the compiler reads it twice, and the ports for loads are what limits this loop.
+      keep_in_register<T>(x);
       o[b] = fma(q, x, o[b]);
       if constexpr (decays) x *= d;
       write(row + b * width, fma(k, v[b], x));
@@ -68,9 +122,8 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
     }
     if constexpr (Decay::constant) detail::load_factors<Decay>(head, 0, 1, factors);
     for (Index t = 0; t < problem.length(); ++t) {
-      if constexpr (!Decay::constant) detail::load_factors<Decay>(head, t, 1, factors);
       detail::stage_queries_and_keys(problem, head, t, 1, queries, keys);
-      detail::prepare_coefficients(problem, head, queries, keys, factors, key_sum, coefficients);
+      detail::prepare_token(problem, head, t, queries, keys, factors, key_sum, coefficients);
       T output_scale = T(1);
       if constexpr (Normalizer::any) output_scale = coefficients.inverse_denominator[0];
       const auto sweep = [&](auto vectors, Index column, Index columns) SEQMIX_INLINE_LAMBDA {

@@ -183,6 +183,19 @@ SEQMIX_ALWAYS_INLINE void prefetch_read([[maybe_unused]] const void* address) {
 #endif
 }
 
+/// Makes the compiler hold the value in a register here, and forget what it knows about it. At no cost: what was loaded
+/// is not loaded again for a second use, and loops around it are neither folded nor reordered.
+template <class T>
+SEQMIX_ALWAYS_INLINE void keep_in_register([[maybe_unused]] Batch<T>& value) {
+#if defined(__AVX512F__)
+  asm volatile("" : "+v"(value.data));
+#elif defined(__SSE2__)
+  asm volatile("" : "+x"(value.data));
+#elif defined(__aarch64__)
+  asm volatile("" : "+w"(value.data));
+#endif
+}
+
 /// Asks for the cache line at `address` before it is written. Any address is legal; without effect where unsupported.
 SEQMIX_ALWAYS_INLINE void prefetch_write([[maybe_unused]] void* address) {
 #if defined(__GNUC__) || defined(__clang__)
