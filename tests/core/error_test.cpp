@@ -79,6 +79,21 @@ TEST_CASE("overlaps") {
   CHECK(overlap(all.token(3), all.rows(3, 1)));
   CHECK_FALSE(overlap(all.token(3), all.rows(4, 2)));
 
+  // Strides may be negative: rows 2 .. 5 of eight numbers, read backwards in tokens, in heads or in both.
+  const HeadSequence<float> forwards(numbers.data() + 16, 4, 2, 4, 8, 4);
+  const HeadSequence<float> backwards[] = {{numbers.data() + 40, 4, 2, 4, -8, 4},
+                                           {numbers.data() + 20, 4, 2, 4, 8, -4},
+                                           {numbers.data() + 44, 4, 2, 4, -8, -4}};
+  for (const auto& view : backwards) {
+    CHECK(overlap(view, forwards));
+    CHECK(overlap(view, forwards.rows(0, 1)));
+    CHECK(overlap(view, forwards.rows(3, 1)));
+    CHECK(overlap(view.rows(0, 1), forwards));
+    CHECK(overlap(view.rows(3, 1), forwards));
+    CHECK_FALSE(overlap(view, HeadSequence<float>(numbers.data() + 8, 1, 2, 4)));
+    CHECK_FALSE(overlap(view, HeadSequence<float>(numbers.data() + 48, 1, 2, 4)));
+  }
+
   std::vector<float> others(200);
   CHECK_FALSE(overlap(all, Sequence<float>(others.data(), 10, 20)));
   CHECK(message_of([&] { expect_disjoint("op", "y", all, "x", all); }) == "op: y: overlaps x in memory");

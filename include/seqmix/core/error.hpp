@@ -1,7 +1,9 @@
 // Errors of the public interface: what was wrong with which tensor of which operator.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <initializer_list>
 #include <seqmix/core/view.hpp>
 #include <stdexcept>
@@ -75,10 +77,13 @@ Extent extent_of(const Sequence<T>& view) {
 template <class T>
 Extent extent_of(const HeadSequence<T>& view) {
   if (view.length() == 0 || view.heads() == 0 || view.head_dim() == 0) return {};
-  const auto begin = reinterpret_cast<std::uintptr_t>(view.data());
-  const auto last = reinterpret_cast<std::uintptr_t>(view.row(view.length() - 1, view.heads() - 1) + view.head_dim());
-  return {begin, last, view.row_stride() * Index(sizeof(T)),
-          ((view.heads() - 1) * view.head_stride() + view.head_dim()) * Index(sizeof(T))};
+  // Strides may be negative: the lowest element is then not the first.
+  const auto size = Index(sizeof(T));
+  const Index rows = (view.length() - 1) * view.row_stride(), heads = (view.heads() - 1) * view.head_stride();
+  const Index lowest = std::min(rows, Index(0)) + std::min(heads, Index(0)), width = std::abs(heads) + view.head_dim();
+  const auto begin = reinterpret_cast<std::uintptr_t>(view.data()) + std::uintptr_t(lowest * size);
+  return {begin, begin + std::uintptr_t((std::abs(rows) + width) * size), std::abs(view.row_stride()) * size,
+          width * size};
 }
 
 template <class T>
