@@ -62,4 +62,12 @@ void expect_recurrence_shapes(std::string_view operation, const HeadSequence<con
   expect_disjoint(operation, "output", output, "memory", memory);
 }
 
+/// Throws std::invalid_argument if `parameter`, which is only read, overlaps the memory or the output.
+template <class View, class T>
+void expect_apart_from_results(std::string_view operation, std::string_view name, const View& parameter,
+                               const MemoryView<T>& memory, const HeadSequence<T>& output) {
+  expect_disjoint(operation, "output", output, name, parameter);
+  expect_disjoint(operation, "memory", memory, name, parameter);
+}
+
 }  // namespace seqmix::inline SEQMIX_ARCH

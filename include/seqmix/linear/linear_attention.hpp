@@ -34,10 +34,15 @@ struct LinearAttentionOptions {
 namespace detail {
 
 template <std::floating_point T>
-void expect_key_sum(const MemoryView<T>& memory, const Sequence<T>& key_sum, const HeadSequence<T>& output) {
+void expect_key_sum(const HeadSequence<const T>& query, const HeadSequence<const T>& key,
+                    const HeadSequence<const T>& value, const MemoryView<T>& memory, const Sequence<T>& key_sum,
+                    const HeadSequence<T>& output) {
   expect_shape("linear_attention", "key_sum", {memory.heads(), memory.key_dim()}, key_sum);
   expect_disjoint("linear_attention", "key_sum", key_sum, "memory", memory);
   expect_disjoint("linear_attention", "key_sum", key_sum, "output", output);
+  expect_disjoint("linear_attention", "key_sum", key_sum, "query", query);
+  expect_disjoint("linear_attention", "key_sum", key_sum, "key", key);
+  expect_disjoint("linear_attention", "key_sum", key_sum, "value", value);
 }
 
 }  // namespace detail
@@ -52,7 +57,7 @@ void linear_attention(ConstHeadSequence<T> query, ConstHeadSequence<T> key, Cons
                       Sequence<T> key_sum, HeadSequence<T> output, Workspace& workspace) {
   expect_recurrence_shapes<T>("linear_attention", query, key, value, memory, output);
   if (options.normalize) {
-    detail::expect_key_sum(memory, key_sum, output);
+    detail::expect_key_sum<T>(query, key, value, memory, key_sum, output);
     linear_recurrence(
         LinearRecurrenceProblem<T, decay::None<T>, readout::AfterUpdate<T>, normalizer::KeySum<T>>{
             query,

@@ -45,6 +45,7 @@ void retention(ConstHeadSequence<T> query, ConstHeadSequence<T> key, ConstHeadSe
                Workspace& workspace) {
   expect_recurrence_shapes<T>("retention", query, key, value, memory, output);
   expect_shape("retention", "log_decay", {memory.heads()}, log_decay);
+  expect_apart_from_results("retention", "log_decay", log_decay, memory, output);
   linear_recurrence(
       LinearRecurrenceProblem<T, decay::PerHead<T>>{query, key, value, {log_decay}, {}, {}, scale, memory, output},
       workspace);

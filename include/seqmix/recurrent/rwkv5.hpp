@@ -32,6 +32,8 @@ void rwkv5(ConstHeadSequence<T> receptance, ConstHeadSequence<T> key, ConstHeadS
   expect_recurrence_shapes<T>("rwkv5", receptance, key, value, memory, output);
   expect_shape("rwkv5", "log_decay", {memory.heads(), memory.key_dim()}, log_decay);
   expect_shape("rwkv5", "bonus", {memory.heads(), memory.key_dim()}, bonus);
+  expect_apart_from_results("rwkv5", "log_decay", log_decay, memory, output);
+  expect_apart_from_results("rwkv5", "bonus", bonus, memory, output);
   linear_recurrence(
       LinearRecurrenceProblem<T, decay::PerChannel<T>, readout::BeforeUpdate<T>>{
           receptance, key, value, {log_decay}, {bonus}, {}, T(1), memory, output},

@@ -33,8 +33,9 @@ void rwkv6(ConstHeadSequence<T> receptance, ConstHeadSequence<T> key, ConstHeadS
            Workspace& workspace) {
   expect_recurrence_shapes<T>("rwkv6", receptance, key, value, memory, output);
   expect_shape("rwkv6", "log_decay", {output.length(), memory.heads(), memory.key_dim()}, log_decay);
-  expect_disjoint("rwkv6", "output", output, "log_decay", log_decay);
   expect_shape("rwkv6", "bonus", {memory.heads(), memory.key_dim()}, bonus);
+  expect_apart_from_results("rwkv6", "log_decay", log_decay, memory, output);
+  expect_apart_from_results("rwkv6", "bonus", bonus, memory, output);
   linear_recurrence(
       LinearRecurrenceProblem<T, decay::PerTokenChannel<T>, readout::BeforeUpdate<T>>{
           receptance, key, value, {log_decay}, {bonus}, {}, T(1), memory, output},
