@@ -287,6 +287,36 @@ TEMPLATE_TEST_CASE("logits of any size are safe", "[attention]", float, double) 
   }
 }
 
+TEMPLATE_TEST_CASE("the largest finite biases and sinks are still finite", "[attention]", float, double) {
+  // Padding is often marked with the lowest number. Where all keys are, nothing tells them apart: y is their mean.
+  using T = TestType;
+  Rng rng(14);
+  Workspace workspace;
+  for (const Index rows : {1, 50}) {
+    Streams<T> s(rows, 8, 1, 1, 4, 3, rng);
+    const Eigen::RowVector3d mean = s.value.template cast<double>().colwise().mean();
+    SoftmaxAttentionOptions<T> options;
+    options.causal = false;
+    Vector<T> bias = Vector<T>::Constant(8, std::numeric_limits<T>::lowest()), sink(1);
+    options.key_bias = bias;
+    for (const T extreme : {std::numeric_limits<T>::lowest(), std::numeric_limits<T>::max()}) {
+      bias.setConstant(extreme);
+      softmax_attention<T>(s.q(), s.k(), s.v(), options, s.out(), workspace);
+      CHECK(difference(s.y, Matrix<double>(mean.replicate(rows, 1))) <= 16 * double(std::numeric_limits<T>::epsilon()));
+    }
+    bias.setConstant(std::numeric_limits<T>::lowest());
+    bias[5] = 0;
+    softmax_attention<T>(s.q(), s.k(), s.v(), options, s.out(), workspace);
+    for (Index i = 0; i < rows; ++i) CHECK((s.y.row(i).array() == s.value.row(5).array()).all());
+
+    options.key_bias = {};
+    options.sink = sink;
+    sink[0] = std::numeric_limits<T>::max();
+    softmax_attention<T>(s.q(), s.k(), s.v(), options, s.out(), workspace);
+    CHECK((s.y.array() == 0).all());
+  }
+}
+
 TEST_CASE("sums over many keys stay exact", "[attention]") {
   // Equal logits: y is the mean of the values. Summed one by one in float, 400000 ones would lose four digits.
   Rng rng(12);

@@ -93,7 +93,7 @@ void attend_many(HeadSequence<const T> query, std::span<const KeyValueSegment<T>
       const IndexRange range{b * block, std::min(b * block + block, rows)};
       const auto head_mask = mask.head(h);
       const auto head_score = score.head(h);
-      const RowSoftmax<T> start = sink.channels() > 0 ? RowSoftmax<T>(sink[h] * log2_e<T>) : RowSoftmax<T>();
+      const RowSoftmax<T> start = sink.channels() > 0 ? RowSoftmax<T>(to_log2_domain(sink[h])) : RowSoftmax<T>();
       TileKernel<Score::plain, T, decltype(head_mask), decltype(head_score)>(head_mask, head_score,
                                                                              packed[std::size_t(h / group - first)])
           .run(query.head(h).rows(range.begin, range.size()), score.query_factor(), range, start,

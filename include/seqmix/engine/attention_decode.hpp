@@ -148,7 +148,7 @@ class DecodeKernel {
     RowSoftmax<T>* softmax = workspace.take<RowSoftmax<T>>(group * rows).data();
     for (Index g = 0; g < group; ++g) {
       const RowSoftmax<T> start =
-          sink.channels() > 0 ? RowSoftmax<T>(sink[first_head + g] * log2_e<T>) : RowSoftmax<T>();
+          sink.channels() > 0 ? RowSoftmax<T>(to_log2_domain(sink[first_head + g])) : RowSoftmax<T>();
       for (Index i = 0; i < rows; ++i) {
         load_scaled(query.row(i, first_head + g), score_.query_factor(), scaled + (g * rows + i) * padded_query,
                     head_dim_, padded_query);

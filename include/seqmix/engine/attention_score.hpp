@@ -15,6 +15,8 @@
 // DotScore and SoftcapScore make logits of inner products; the others change the logits of the score that they wrap.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <concepts>
 #include <limits>
 #include <numbers>
@@ -27,6 +29,15 @@ namespace seqmix::inline SEQMIX_ARCH {
 /// log2(e): natural logits times this are logits of the log2 domain.
 template <std::floating_point T>
 inline constexpr T log2_e = std::numbers::log2e_v<T>;
+
+/// A natural logit in the log2 domain. Finite ones stay finite: the lowest number is a popular way to say "hardly", and a
+/// row of nothing else still has weights.
+template <std::floating_point T>
+T to_log2_domain(T logit) {
+  using Limits = std::numeric_limits<T>;
+  const T result = logit * log2_e<T>;
+  return std::isfinite(logit) ? std::clamp(result, Limits::lowest(), Limits::max()) : result;
+}
 
 /// A score of the attention engine; what its members mean stands at the top of this file.
 template <class S>

@@ -77,6 +77,9 @@ void check(HeadSequence<const T> query, HeadSequence<const T> key, HeadSequence<
   expect_disjoint(name, "y", y, "query", query);
   expect_disjoint(name, "y", y, "key", key);
   expect_disjoint(name, "y", y, "value", value);
+  expect_disjoint(name, "y", y, "alibi_slopes", options.alibi_slopes);
+  expect_disjoint(name, "y", y, "sink", options.sink);
+  expect_disjoint(name, "y", y, "key_bias", options.key_bias);
 }
 
 /// The band of a causal mask and windows for `rows` queries and `keys` keys.
@@ -103,7 +106,7 @@ void attend_segments(HeadSequence<const T> query, std::span<const KeyValueSegmen
   // What is left shares two instances of the kernels: slopes and biases of zero cost little beside tanh or loading a bias.
   const auto slopes = workspace.take<T>(query.heads()), biases = workspace.take<T>(keys + panel_width<T>);
   for (Index h = 0; h < query.heads(); ++h) slopes[std::size_t(h)] = alibi ? options.alibi_slopes[h] : T(0);
-  for (Index j = 0; j < keys; ++j) biases[std::size_t(j)] = bias ? options.key_bias[j] * log2_e<T> : T(0);
+  for (Index j = 0; j < keys; ++j) biases[std::size_t(j)] = bias ? to_log2_domain(options.key_bias[j]) : T(0);
   std::fill(biases.begin() + keys, biases.end(), T(0));
   const auto with_bias = [&](const auto& base) {
     using Alibi = AlibiScore<std::decay_t<decltype(base)>>;
