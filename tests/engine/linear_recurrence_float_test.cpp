@@ -57,6 +57,55 @@ TEST_CASE("linear recurrence, maps of queries and keys", "[linear_recurrence]") 
   }
 }
 
+// The key of one token and the query of a later one are so large that their product is infinite; the decay between them
+// is as strong. Values are small enough that the memory holds them.
+template <class Decay>
+void check_large_product(const Decay& decay, double log_decay) {
+  constexpr Index length = 24, dim = 5, from = 8;
+  for (const Index to : {9, 11}) {
+    Matrix<float> query = Matrix<float>::Ones(length, dim), key = query,
+                  value = Matrix<float>::Constant(length, dim, 1e-15f);
+    key.row(from).setConstant(1e20f);
+    query.row(to).setConstant(1e20f);
+    Matrix<float> y[3], memory[3];
+    for (std::size_t order = 0; order < 3; ++order) {
+      y[order].setZero(length, dim);
+      memory[order].setZero(dim, dim);
+      const LinearRecurrenceProblem<float, Decay> problem{Sequence<const float>(query).heads(1),
+                                                          Sequence<const float>(key).heads(1),
+                                                          Sequence<const float>(value).heads(1),
+                                                          decay,
+                                                          {},
+                                                          {},
+                                                          1.0f,
+                                                          {memory[order].data(), 1, dim, dim},
+                                                          Sequence<float>(y[order]).heads(1)};
+      Workspace workspace;
+      if (order == 0) linear_recurrence_in_place(problem, workspace);
+      if (order == 1) linear_recurrence_panels<RecurrenceOrder::fused>(problem, workspace);
+      if (order == 2) linear_recurrence_panels<RecurrenceOrder::chunked>(problem, workspace);
+      // What reaches the token is its own key and, decayed, those before it.
+      double expected = 0;
+      for (Index s = 0; s <= to; ++s) {
+        expected += double(key(s, 0)) * (s == to ? 1.0 : std::exp(double(to - s) * log_decay));
+      }
+      expected *= dim * 1e20 * double(value(0, 0));
+      CHECK(y[order].allFinite());
+      CHECK(memory[order].allFinite());
+      CHECK(std::abs(double(y[order](to, 0)) - expected) <= 1e-4 * expected);
+    }
+  }
+}
+
+TEST_CASE("linear recurrence, a large query and a large key with a strong decay between them", "[linear_recurrence]") {
+  for (const double log_decay : {-40.0, -80.0, -500.0, -infinity}) {
+    const Vector<float> one = Vector<float>::Constant(1, float(log_decay));
+    const Matrix<float> each = Matrix<float>::Constant(24, 1, float(log_decay));
+    check_large_product(decay::PerHead<float>{one}, log_decay);
+    check_large_product(decay::PerToken<float>{each}, log_decay);
+  }
+}
+
 TEST_CASE("linear recurrence, errors of a decayed memory do not grow with the length", "[linear_recurrence]") {
   SECTION("decay per head") { check_long_run<HeadDecay, true>(); }
   SECTION("decay per channel") { check_long_run<ChannelDecay, false>(); }

@@ -7,6 +7,7 @@
 // small, so that A stays a small part of the work, and its decays stay products of factors <= 1.
 #pragma once
 
+#include <cmath>
 #include <seqmix/engine/linear_recurrence_fused.hpp>
 #include <seqmix/simd/microkernel.hpp>
 
@@ -118,7 +119,11 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       T between = T(1);
       for (Index t = s + 1; t < tokens; ++t) {
         if (t - lag > s) between *= factors[(t - lag) * factor_stride];
-        result.mix[t * tokens + s] *= between;
+        T& mix = result.mix[t * tokens + s];
+        mix *= between;
+        if (!std::isfinite(mix)) [[unlikely]] {
+          mix = decay_then_multiply<lag>(queries, keys, pitch, factors, factor_stride, s, t);
+        }
       }
     }
   }

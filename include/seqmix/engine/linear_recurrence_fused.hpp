@@ -10,6 +10,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <seqmix/engine/linear_recurrence_problem.hpp>
 #include <seqmix/simd/batch.hpp>
 
@@ -33,6 +34,20 @@ struct RecurrenceCoefficients {
 
   static constexpr Index size(Index key_dim) { return row_vectors * padded<T>(key_dim); }
 };
+
+/// a[t, s] where all channels decay alike, with the decays multiplied into the key before the query is: for the rare
+/// product q_t . k_s that is beyond the largest number, or was before the decays.
+template <Index lag, class T>
+[[gnu::noinline]] T decay_then_multiply(const T* queries, const T* keys, Index pitch, const T* factors,
+                                        Index factor_stride, Index s, Index t) {
+  Batch<T> sum = broadcast(T(0));
+  for (Index i = 0; i < pitch; i += lanes<T>) {
+    Batch<T> k = load(keys + s * pitch + i);
+    for (Index r = s + 1; r <= t - lag; ++r) k *= broadcast(factors[r * factor_stride]);
+    sum = fma(load(queries + t * pitch + i), k, sum);
+  }
+  return reduce_add(sum);
+}
 
 /// Computes the coefficients of Tokens tokens from their staged queries and keys (see stage_queries_and_keys) and factors
 /// (see load_factors). `key_sum` [padded key_dim] is z, with a normalizer.
@@ -108,7 +123,11 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       T between = T(1);
       for (Index t = s + 1; t < Tokens; ++t) {
         if (t - lag > s) between *= factors[(t - lag) * factor_stride];
-        result.mix[t * (t + 1) / 2 + s] *= between;
+        T& mix = result.mix[t * (t + 1) / 2 + s];
+        mix *= between;
+        if (!std::isfinite(mix)) [[unlikely]] {
+          mix = decay_then_multiply<lag>(queries, keys, pitch, factors, factor_stride, s, t);
+        }
       }
     }
   }
