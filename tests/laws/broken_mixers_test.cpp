@@ -179,9 +179,9 @@ struct AverageTests {
 /// The laws that a defect breaks, as "law law law ".
 template <class T, Defect defect>
 std::string broken_laws(Index configuration = 0) {
-  using Factory = detail::CaseFactory<AverageTests<defect>>;
-  const auto mixer = Factory::template make<T>(configuration);
-  const auto foreign = Factory::template make<T>(1 - configuration);
+  const MixerEntry entry = mixer_entry<AverageTests<defect>>();
+  const auto mixer = entry.make<T>(configuration);
+  const auto foreign = entry.make<T>(1 - configuration);
   std::string laws;
   for (const auto& failure : check_laws<T>(mixer, Effort::small, foreign.mixer.get())) {
     laws += failure.law + " ";

@@ -49,7 +49,7 @@ inline Matrixd retain_recurrent(const Matrixd& q, const Matrixd& k, const Matrix
   for (Index t = 0; t < v.rows(); ++t) {
     const double next = gamma * scale + 1;
     memory = gamma * std::sqrt(scale / next) * memory + k.row(t).transpose() * v.row(t) / std::sqrt(next);
-    o.row(t) = q.row(t) * memory;
+    o.row(t) = product(q.row(t), memory);
     scale = next;
   }
   return o;
@@ -87,7 +87,7 @@ inline Matrixd retain_chunkwise(const Matrixd& q, const Matrixd& k, const Matrix
         o.row(begin + i) += a * v.row(begin + j);
       }
       o.row(begin + i) +=
-          std::pow(gamma, double(i + 1)) * whole / std::sqrt(powers(gamma, i)) * q.row(begin + i) * memory;
+          std::pow(gamma, double(i + 1)) * whole / std::sqrt(powers(gamma, i)) * product(q.row(begin + i), memory);
       o.row(begin + i) /= std::max({sum, 1.0, memory_scale});
     }
     if (count < chunk) break;
@@ -133,7 +133,7 @@ inline Matrixd fla_layer(const MultiScaleRetention<double>::Config& config,
     Matrixd o = Matrixd::Zero(x.rows(), V), memory = Matrixd::Zero(K, V);
     for (Index t = 0; t < x.rows(); ++t) {
       memory = gamma_of(h) * memory + k_h.row(t).transpose() * v_h.row(t);
-      o.row(t) = std::pow(double(K), -0.5) * q_h.row(t) * memory;
+      o.row(t) = std::pow(double(K), -0.5) * product(q_h.row(t), memory);
     }
     set_head(mixed, h, H, rms_norm(o, config.norm_eps, weights.norm));
   }

@@ -91,17 +91,17 @@ Matrixd rwkv6_layer(const Rwkv6<double>::Config& config, const Rwkv6<double>::We
   for (Index t = 0; t < x.rows(); ++t) {
     for (Index c = 0; c < x.cols(); ++c) mixed(t, c) += d(t, c) * weights.mix_all[c];
   }
-  const Matrixd z = map(mixed * weights.mix_down, [](double value) { return std::tanh(value); });
+  const Matrixd z = map(product(mixed, weights.mix_down), [](double value) { return std::tanh(value); });
   const auto input = [&](Index i) {  // w, k, v, r, g
-    const Matrixd m = z.middleCols(i * M, M) * weights.mix_up.middleRows(i * M, M);
+    const Matrixd m = product(z.middleCols(i * M, M), weights.mix_up.middleRows(i * M, M));
     Matrixd y = x;
     for (Index t = 0; t < x.rows(); ++t) {
       for (Index c = 0; c < x.cols(); ++c) y(t, c) += d(t, c) * (weights.mix[std::size_t(i)][c] + m(t, c));
     }
     return y;
   };
-  const Matrixd low_rank = map(input(0) * weights.decay_down, [](double value) { return std::tanh(value); });
-  Matrixd w = low_rank * weights.decay_up;
+  const Matrixd low_rank = map(product(input(0), weights.decay_down), [](double value) { return std::tanh(value); });
+  Matrixd w = product(low_rank, weights.decay_up);
   for (Index t = 0; t < w.rows(); ++t) {
     for (Index c = 0; c < w.cols(); ++c) w(t, c) = -std::exp(weights.decay[c] + w(t, c));
   }

@@ -59,7 +59,7 @@ TEMPLATE_TEST_CASE("retention, parallel and chunkwise forms", "", float, double)
     convert_weights(exact_weights, weights);
     convert_weights(weights, exact_weights);
     const Retention<T> mixer(config, weights);
-    const auto exact = erase("retention", Retention<double>(exact_config, exact_weights));
+    const auto exact = make_any<Retention<double>>("retention", exact_config, exact_weights);
     for (const Index length : {0, 1, 2, 7, 8, 33, 64, 65, 130}) {
       INFO(name << ", length " << length);
       Matrix<T> x = normal_matrix<T>(length, config.channels, 1.0, rng);

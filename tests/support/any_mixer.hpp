@@ -16,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+#include "fields.hpp"
+
 namespace seqmix::test {
 
 /// A state of some mixer.
@@ -24,15 +26,23 @@ class AnyState {
   virtual ~AnyState() = default;
   virtual std::unique_ptr<AnyState> copy() const = 0;
 
+  virtual FieldList fields() const = 0;
+
   /// Every field that visit names, to the bit.
-  virtual std::vector<std::byte> bytes() const = 0;
+  std::vector<std::byte> bytes() const { return fields().bytes(); }
 
   /// Number of arrays among the fields.
-  virtual Index arrays() const = 0;
+  Index arrays() const { return fields().arrays(); }
 
   /// Appends an element to array `which`: a state of a mixer with other sizes.
   virtual void lengthen(Index which) = 0;
 };
+
+/// A state as what it is. The caller knows its type.
+template <class State>
+State& state_cast(AnyState& state);
+template <class State>
+const State& state_cast(const AnyState& state);
 
 /// A mixer for scalar T. Functions that this mixer doesn't have throw std::logic_error; recurrent() and batched() say
 /// which these are.
@@ -72,32 +82,7 @@ class StateOf final : public AnyState {
 
   std::unique_ptr<AnyState> copy() const override { return std::make_unique<StateOf>(value); }
 
-  std::vector<std::byte> bytes() const override {
-    std::vector<std::byte> result;
-    const auto append = [&](const void* data, std::size_t size) {
-      const auto* const first = static_cast<const std::byte*>(data);
-      result.insert(result.end(), first, first + size);
-    };
-    std::as_const(value).visit([&](std::string_view name, const auto& field) {
-      append(name.data(), name.size());
-      if constexpr (std::is_arithmetic_v<std::remove_cvref_t<decltype(field)>>) {
-        append(&field, sizeof(field));
-      } else {
-        const Index size = Index(field.size());
-        append(&size, sizeof(size));
-        if (size > 0) append(field.data(), std::size_t(size) * sizeof(*field.data()));
-      }
-    });
-    return result;
-  }
-
-  Index arrays() const override {
-    Index count = 0;
-    std::as_const(value).visit([&](std::string_view, const auto& field) {
-      if constexpr (!std::is_arithmetic_v<std::remove_cvref_t<decltype(field)>>) ++count;
-    });
-    return count;
-  }
+  FieldList fields() const override { return fields_of(value); }
 
   void lengthen(Index which) override {
     Index array = 0;
@@ -116,10 +101,12 @@ class MixerOf final : public AnyMixer<typename M::Scalar> {
  public:
   using T = typename M::Scalar;
 
-  MixerOf(std::string name, M mixer) : name_(std::move(name)), mixer_(std::move(mixer)) {
+  MixerOf(std::string name, const typename M::Config& config, const typename M::Weights& weights)
+      : name_(std::move(name)), mixer_(config, weights) {
     if constexpr (requires { std::string_view(M::name); }) name_ = M::name;
   }
 
+  const M& mixer() const { return mixer_; }
   std::string_view name() const override { return name_; }
   Index channels() const override { return mixer_.channels(); }
   Direction direction() const override { return M::direction; }
@@ -216,10 +203,8 @@ class MixerOf final : public AnyMixer<typename M::Scalar> {
   [[noreturn]] void missing() const { throw std::logic_error(name_ + " has no such function"); }
 
   // The laws hand back what initial_state gave them.
-  static auto& state_of(AnyState& state) { return static_cast<StateOf<typename M::State>&>(state).value; }
-  static const auto& state_of(const AnyState& state) {
-    return static_cast<const StateOf<typename M::State>&>(state).value;
-  }
+  static auto& state_of(AnyState& state) { return state_cast<typename M::State>(state); }
+  static const auto& state_of(const AnyState& state) { return state_cast<typename M::State>(state); }
 
   template <class Call>
   static void with_states(std::span<AnyState* const> states, Call call) {
@@ -235,10 +220,20 @@ class MixerOf final : public AnyMixer<typename M::Scalar> {
 
 }  // namespace detail
 
-/// `mixer` behind virtual functions. `name` is used where the mixer's class doesn't name itself.
+template <class State>
+State& state_cast(AnyState& state) {
+  return static_cast<detail::StateOf<State>&>(state).value;
+}
+template <class State>
+const State& state_cast(const AnyState& state) {
+  return static_cast<const detail::StateOf<State>&>(state).value;
+}
+
+/// M(config, weights) behind virtual functions. `name` is used where the mixer's class doesn't name itself.
 template <Mixer M>
-std::unique_ptr<AnyMixer<typename M::Scalar>> erase(std::string name, M mixer) {
-  return std::make_unique<detail::MixerOf<M>>(std::move(name), std::move(mixer));
+std::unique_ptr<detail::MixerOf<M>> make_any(std::string name, const typename M::Config& config,
+                                             const typename M::Weights& weights) {
+  return std::make_unique<detail::MixerOf<M>>(std::move(name), config, weights);
 }
 
 }  // namespace seqmix::test

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <seqmix/core/random.hpp>
 #include <seqmix/io/safetensors.hpp>
@@ -290,6 +291,79 @@ double GoldenCase::tolerance(bool is_float, bool stepwise) const {
 SEQMIX_TEST_INSTANTIATE(float)
 SEQMIX_TEST_INSTANTIATE(double)
 #undef SEQMIX_TEST_INSTANTIATE
+
+// --- layers -----------------------------------------------------------------------------------------------------------
+
+void GoldenCase::read_tensors(const TensorList& weights, const std::string& prefix) {
+  for (const auto& [name, tensor, presence] : weights) {
+    const std::string full = "weight." + prefix + name;
+    if (presence == Presence::optional && !has(full)) {
+      tensor.assign({});
+    } else if (tensor.is_vector()) {
+      tensor.assign(vector<double>(full));
+    } else {
+      tensor.assign(matrix<double>(full));
+    }
+  }
+}
+
+template <class T>
+GoldenAnyLayer<T>::GoldenAnyLayer(GoldenCase& golden, std::unique_ptr<AnyMixer<T>> mixer)
+    : golden_(golden),
+      mixer_(std::move(mixer)),
+      x_(golden.array<T>("input.x", {-1, mixer_->channels()})),
+      y_(x_.shape()) {}
+
+template <class T>
+Index GoldenAnyLayer<T>::length() const {
+  return x_.size(0);
+}
+template <class T>
+bool GoldenAnyLayer<T>::stepwise() const {
+  return mixer_->recurrent();
+}
+
+template <class T>
+void GoldenAnyLayer<T>::reset() {
+  for (Index i = 0; i < y_.size(); ++i) y_[i] = std::numeric_limits<T>::quiet_NaN();
+  this->workspace.poison();
+  if (!mixer_->recurrent()) return;
+  state_ = mixer_->initial_state();
+  const auto empty = state_->bytes();
+  read_any_state(golden_, *state_);
+  fresh_ = state_->bytes() == empty;
+}
+
+template <class T>
+void GoldenAnyLayer<T>::whole() {
+  // forward starts from the empty state and keeps none: the state comes from prefill.
+  run(0, length());
+  if (fresh_) mixer_->forward(std::as_const(x_).sequence(), y_.sequence(), this->workspace);
+}
+template <class T>
+void GoldenAnyLayer<T>::run(Index begin, Index count) {
+  if (!mixer_->recurrent()) return;
+  mixer_->prefill(*state_, std::as_const(x_).sequence().rows(begin, count), y_.sequence().rows(begin, count),
+                  this->workspace);
+}
+template <class T>
+void GoldenAnyLayer<T>::step(Index row) {
+  if (!mixer_->recurrent()) return;
+  mixer_->step(*state_, std::as_const(x_).sequence().token(row), y_.sequence().token(row), this->workspace);
+}
+template <class T>
+void GoldenAnyLayer<T>::collect(GoldenOutputs& outputs) const {
+  outputs.add("y", y_);
+  if (mixer_->recurrent()) collect_any_state(*state_, outputs);
+}
+
+template class GoldenAnyLayer<float>;
+template class GoldenAnyLayer<double>;
+
+std::vector<GoldenEntry>& golden_registry() {
+  static std::vector<GoldenEntry> entries;
+  return entries;
+}
 
 // --- the runner -------------------------------------------------------------------------------------------------------
 

@@ -48,19 +48,17 @@
 //   static std::unique_ptr<GoldenRunner<T>> make(GoldenCase& golden);
 #pragma once
 
-#include <limits>
 #include <map>
 #include <memory>
 #include <seqmix/core/mixer.hpp>
-#include <seqmix/core/parameters.hpp>
 #include <seqmix/core/workspace.hpp>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "any_mixer.hpp"
+#include "fields.hpp"
 
 namespace seqmix::test {
 
@@ -182,19 +180,9 @@ class GoldenCase {
   /// Fills the members that weights.visit names from weight.<prefix><name>. Throws if a required one is missing.
   template <class Weights>
   void read_weights(Weights& weights, const std::string& prefix = "") {
-    weights.visit([&](std::string_view name, auto& tensor, Presence presence) {
-      using Member = std::remove_cvref_t<decltype(tensor)>;
-      using T = std::remove_cvref_t<decltype(*tensor.data())>;
-      const std::string full = "weight." + prefix + std::string(name);
-      if (presence == Presence::optional && !has(full)) {
-        tensor = Member();
-      } else if constexpr (bool(Member::IsVectorAtCompileTime)) {
-        tensor = vector<T>(full);
-      } else {
-        tensor = matrix<T>(full);
-      }
-    });
+    read_tensors(tensors_of(weights), prefix);
   }
+  void read_tensors(const TensorList& weights, const std::string& prefix);
 
   /// For the runner.
   struct Tensor {
@@ -300,9 +288,38 @@ struct StateType<M> {
 
 }  // namespace detail
 
+/// What GoldenLayer does without knowing the type of its mixer.
+template <class T>
+class GoldenAnyLayer : public GoldenRunner<T> {
+ public:
+  /// Reads input.x.
+  GoldenAnyLayer(GoldenCase& golden, std::unique_ptr<AnyMixer<T>> mixer);
+
+  Index length() const override;
+  bool stepwise() const override;
+  void reset() override;
+  void whole() override;
+  void run(Index begin, Index count) override;
+  void step(Index row) override;
+  void collect(GoldenOutputs& outputs) const override;
+
+ protected:
+  const AnyMixer<T>& any_mixer() const { return *mixer_; }
+
+ private:
+  virtual void read_any_state(GoldenCase& golden, AnyState& state) = 0;
+  virtual void collect_any_state(const AnyState& state, GoldenOutputs& outputs) const = 0;
+
+  GoldenCase& golden_;
+  std::unique_ptr<AnyMixer<T>> mixer_;
+  GoldenArray<T> x_, y_;
+  std::unique_ptr<AnyState> state_;
+  bool fresh_ = true;
+};
+
 /// An adapter for a mixer x -> y. Recurrent mixers are run by forward, prefill and step, others by forward.
 template <Mixer M>
-class GoldenLayer : public GoldenRunner<typename M::Scalar> {
+class GoldenLayer : public GoldenAnyLayer<typename M::Scalar> {
  public:
   using T = typename M::Scalar;
 
@@ -310,45 +327,8 @@ class GoldenLayer : public GoldenRunner<typename M::Scalar> {
   GoldenLayer(GoldenCase& golden, const typename M::Config& config) : GoldenLayer(golden, config, weights_of(golden)) {}
 
   /// The same with the adapter's own weights, for other names than those that visit gives.
-  GoldenLayer(GoldenCase& golden, const typename M::Config& config, typename M::Weights weights)
-      : golden_(golden),
-        mixer_(config, std::move(weights)),
-        x_(golden.array<T>("input.x", {-1, mixer_.channels()})),
-        y_(x_.shape()) {}
-
-  Index length() const override { return x_.size(0); }
-  bool stepwise() const override { return RecurrentMixer<M>; }
-
-  void reset() override {
-    for (Index i = 0; i < y_.size(); ++i) y_[i] = std::numeric_limits<T>::quiet_NaN();
-    this->workspace.poison();
-    if constexpr (RecurrentMixer<M>) {
-      state_ = std::make_unique<State>(mixer_.initial_state());
-      const auto empty = detail::StateOf<State>(*state_).bytes();
-      read_state(golden_, *state_);
-      fresh_ = detail::StateOf<State>(*state_).bytes() == empty;
-    }
-  }
-  void whole() override {
-    // forward starts from the empty state and keeps none: the state comes from prefill.
-    run(0, length());
-    if (fresh_) mixer_.forward(std::as_const(x_).sequence(), y_.sequence(), this->workspace);
-  }
-  void run(Index begin, Index count) override {
-    if constexpr (RecurrentMixer<M>) {
-      mixer_.prefill(*state_, std::as_const(x_).sequence().rows(begin, count), y_.sequence().rows(begin, count),
-                     this->workspace);
-    }
-  }
-  void step(Index row) override {
-    if constexpr (RecurrentMixer<M>) {
-      mixer_.step(*state_, std::as_const(x_).sequence().token(row), y_.sequence().token(row), this->workspace);
-    }
-  }
-  void collect(GoldenOutputs& outputs) const override {
-    outputs.add("y", y_);
-    if constexpr (RecurrentMixer<M>) collect_state(*state_, outputs);
-  }
+  GoldenLayer(GoldenCase& golden, const typename M::Config& config, const typename M::Weights& weights)
+      : GoldenAnyLayer<T>(golden, make_any<M>(golden.operator_id(), config, weights)) {}
 
  protected:
   using State = typename detail::StateType<M>::Type;
@@ -359,7 +339,7 @@ class GoldenLayer : public GoldenRunner<typename M::Scalar> {
   /// Adds "state.<name>" for each output.state.<name>.
   virtual void collect_state(const State&, GoldenOutputs&) const {}
 
-  const M& mixer() const { return mixer_; }
+  const M& mixer() const { return static_cast<const detail::MixerOf<M>&>(this->any_mixer()).mixer(); }
 
  private:
   static typename M::Weights weights_of(GoldenCase& golden) {
@@ -367,12 +347,13 @@ class GoldenLayer : public GoldenRunner<typename M::Scalar> {
     golden.read_weights(weights);
     return weights;
   }
-
-  GoldenCase& golden_;
-  M mixer_;
-  GoldenArray<T> x_, y_;
-  std::unique_ptr<State> state_;
-  bool fresh_ = true;
+  void read_any_state([[maybe_unused]] GoldenCase& golden, [[maybe_unused]] AnyState& state) override {
+    if constexpr (RecurrentMixer<M>) read_state(golden, state_cast<State>(state));
+  }
+  void collect_any_state([[maybe_unused]] const AnyState& state,
+                         [[maybe_unused]] GoldenOutputs& outputs) const override {
+    if constexpr (RecurrentMixer<M>) collect_state(state_cast<State>(state), outputs);
+  }
 };
 
 /// What the registry knows of one adapter.
@@ -383,10 +364,7 @@ struct GoldenEntry {
 };
 
 /// All registered adapters.
-inline std::vector<GoldenEntry>& golden_registry() {
-  static std::vector<GoldenEntry> entries;
-  return entries;
-}
+std::vector<GoldenEntry>& golden_registry();
 
 /// Registers adapter `Runner` for the files of one operator and level. (The second parameter gives the registrations of
 /// equally named adapters in different files different names: GCC lets a template of an unnamed namespace not do so.)
@@ -419,6 +397,8 @@ std::vector<std::string> golden_files(const std::string& directory);
 
 extern template class GoldenArray<float>;
 extern template class GoldenArray<double>;
+extern template class GoldenAnyLayer<float>;
+extern template class GoldenAnyLayer<double>;
 #define SEQMIX_TEST_EXTERN(T)                                                                  \
   extern template GoldenArray<T> GoldenCase::array<T>(const std::string&, std::vector<Index>); \
   extern template Matrix<T> GoldenCase::matrix<T>(const std::string&);                         \

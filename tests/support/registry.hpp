@@ -42,16 +42,15 @@
 // A mixer whose type has further parameters (an activation, a direction) registers one such struct for each.
 #pragma once
 
-#include <cmath>
+#include <cstdint>
 #include <functional>
 #include <memory>
-#include <seqmix/core/parameters.hpp>
 #include <seqmix/core/random.hpp>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "any_mixer.hpp"
+#include "fields.hpp"
 
 namespace seqmix::test {
 
@@ -71,54 +70,34 @@ struct MixerCase {
   std::function<Matrix<double>(const Matrix<double>& x)> reference;  // the naive reference; empty where there is none
 };
 
+/// A mixer in one configuration with weights to test it with, whatever its type.
+class MixerSetup {
+ public:
+  virtual ~MixerSetup() = default;
+  virtual std::string configuration() const = 0;
+  virtual TensorList weights() = 0;  ///< in double; changing them changes what is made from now on
+  virtual std::unique_ptr<AnyMixer<float>> make_float() = 0;
+  virtual std::unique_ptr<AnyMixer<double>> make_double() = 0;
+  virtual bool has_reference() const = 0;
+  virtual Matrix<double> reference(const Matrix<double>& x) const = 0;
+};
+
 /// What the registry knows of one mixer.
 struct MixerEntry {
   std::string name;
   Index (*configurations)();
-  MixerCase<float> (*make_float)(Index configuration);
-  MixerCase<double> (*make_double)(Index configuration);
+  std::unique_ptr<MixerSetup> (*setup)(Index configuration);
 
+  /// The mixer with weights that T represents exactly.
   template <class T>
-  MixerCase<T> make(Index configuration) const {
-    if constexpr (std::same_as<T, float>) {
-      return make_float(configuration);
-    } else {
-      return make_double(configuration);
-    }
-  }
+  MixerCase<T> make(Index configuration) const;
 };
 
+extern template MixerCase<float> MixerEntry::make<float>(Index) const;
+extern template MixerCase<double> MixerEntry::make<double>(Index) const;
+
 /// All registered mixers, in no particular order.
-inline std::vector<MixerEntry>& mixer_registry() {
-  static std::vector<MixerEntry> entries;
-  return entries;
-}
-
-/// Adds noise to every tensor of initial weights: matrices [m, n] of deviation 0.5 / sqrt(n), vectors of 0.25.
-template <class Weights>
-void stir(Weights& weights, Rng& rng) {
-  weights.visit([&](std::string_view, auto& tensor, Presence) {
-    const double deviation = tensor.cols() > 1 ? 0.5 / std::sqrt(double(tensor.cols())) : 0.25;
-    for (Index i = 0; i < tensor.size(); ++i) {
-      using T = std::remove_cvref_t<decltype(tensor.data()[i])>;
-      tensor.data()[i] += T(deviation * rng.normal());
-    }
-  });
-}
-
-/// Gives `to` the numbers of `from`, a Weights struct of the same kind for another scalar, rounded. The struct decides
-/// which members there are (visit in the same order); `to` needs no particular content.
-template <class From, class To>
-void convert_weights(const From& from, To& to) {
-  std::vector<Matrix<double>> tensors;
-  from.visit(
-      [&](std::string_view, const auto& tensor, Presence) { tensors.push_back(tensor.template cast<double>()); });
-  std::size_t next = 0;
-  to.visit([&](std::string_view, auto& tensor, Presence) {
-    using T = std::remove_cvref_t<decltype(*tensor.data())>;
-    tensor = tensors.at(next++).template cast<T>();
-  });
-}
+std::vector<MixerEntry>& mixer_registry();
 
 /// Seed of everything random in the tests.
 inline constexpr std::uint64_t test_seed = 20240923;
@@ -126,57 +105,74 @@ inline constexpr std::uint64_t test_seed = 20240923;
 namespace detail {
 
 template <class Tests>
-struct CaseFactory {
+class SetupOf final : public MixerSetup {
+ public:
   template <class T>
   using Mixer = typename Tests::template Mixer<T>;
 
+  static Index count() { return Index(configurations<double>().size()); }
+  static std::unique_ptr<MixerSetup> make(Index which) { return std::make_unique<SetupOf>(which); }
+
+  explicit SetupOf(Index which) : which_(which), chosen_(configurations<double>().at(std::size_t(which))) {
+    Rng rng(test_seed + 1 + std::uint64_t(which));
+    if constexpr (requires { Tests::weights(chosen_.config, rng); }) {
+      weights_ = Tests::weights(chosen_.config, rng);
+    } else {
+      weights_ = Mixer<double>::random_weights(chosen_.config, rng);
+      stir(weights_, rng);
+    }
+  }
+
+  std::string configuration() const override { return chosen_.name; }
+  TensorList weights() override { return tensors_of(weights_); }
+  std::unique_ptr<AnyMixer<float>> make_float() override {
+    typename Mixer<float>::Weights rounded{};
+    convert_weights(weights_, rounded);
+    return make_any<Mixer<float>>(Tests::name, configurations<float>().at(std::size_t(which_)).config, rounded);
+  }
+  std::unique_ptr<AnyMixer<double>> make_double() override {
+    return make_any<Mixer<double>>(Tests::name, chosen_.config, weights_);
+  }
+  bool has_reference() const override { return referenced; }
+  Matrix<double> reference([[maybe_unused]] const Matrix<double>& x) const override {
+    if constexpr (referenced) {
+      return Tests::reference(chosen_.config, weights_, x);
+    } else {
+      return {};
+    }
+  }
+
+ private:
+  using Config = typename Mixer<double>::Config;
+  using Weights = typename Mixer<double>::Weights;
+
+  static constexpr bool referenced = requires(const Config& config, const Weights& weights, const Matrix<double>& x) {
+    Tests::reference(config, weights, x);
+  };
+
   template <class T>
-  static auto configurations() {
+  static std::vector<Configuration<Mixer<T>>> configurations() {
     Rng rng(test_seed);
     return Tests::template configurations<T>(rng);
   }
 
-  static Index count() { return Index(configurations<double>().size()); }
-
-  template <class T>
-  static MixerCase<T> make(Index which) {
-    const auto chosen = configurations<T>().at(std::size_t(which));
-    const auto config = configurations<double>().at(std::size_t(which)).config;
-    Rng rng(test_seed + 1 + std::uint64_t(which));
-    typename Mixer<double>::Weights weights = [&] {
-      if constexpr (requires { Tests::weights(config, rng); }) {
-        return Tests::weights(config, rng);
-      } else {
-        auto initial = Mixer<double>::random_weights(config, rng);
-        stir(initial, rng);
-        return initial;
-      }
-    }();
-    typename Mixer<T>::Weights rounded{};
-    convert_weights(weights, rounded);
-    convert_weights(rounded, weights);
-
-    MixerCase<T> result;
-    result.configuration = chosen.name;
-    result.mixer = erase(Tests::name, Mixer<T>(chosen.config, rounded));
-    result.exact = erase(Tests::name, Mixer<double>(config, weights));
-    if constexpr (requires(const Matrix<double>& x) { Tests::reference(config, weights, x); }) {
-      result.reference = [config, weights](const Matrix<double>& x) { return Tests::reference(config, weights, x); };
-    }
-    return result;
-  }
+  Index which_;
+  Configuration<Mixer<double>> chosen_;
+  Weights weights_;
 };
 
 }  // namespace detail
 
-/// Registers the mixer that `Tests` describes, as shown above.
+/// The entry for the mixer that `Tests` describes, as shown above.
+template <class Tests>
+MixerEntry mixer_entry() {
+  return {Tests::name, &detail::SetupOf<Tests>::count, &detail::SetupOf<Tests>::make};
+}
+
+/// Registers the mixer that `Tests` describes.
 template <class Tests>
 struct MixerRegistration {
-  MixerRegistration() {
-    using Factory = detail::CaseFactory<Tests>;
-    mixer_registry().push_back(
-        {Tests::name, &Factory::count, &Factory::template make<float>, &Factory::template make<double>});
-  }
+  MixerRegistration() { mixer_registry().push_back(mixer_entry<Tests>()); }
 };
 
 }  // namespace seqmix::test
