@@ -1,7 +1,8 @@
 // What the tests of the linear recurrence engine share: inputs, a token loop written from the equations, and checks.
 //
-// The tests are cut into programs' parts by scalar. Every combination of decay, readout and normalizer is compiled for one
-// of float and double, those with one policy changed for the other: neighbours share all code but that policy's.
+// The tests are cut into files by scalar, those in float by the kind of decay too. Every combination of decay, readout and
+// normalizer is compiled for one of float and double, those with one policy changed for the other: neighbours share all
+// code but that policy's.
 //
 // Bounds. With u half the machine epsilon, and B the memory and |q|^T B the output that absolute values of all inputs
 // would give, rounding leaves the memory with an error E of at most
