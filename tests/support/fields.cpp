@@ -22,6 +22,10 @@ void AnyTensor::assign(const Matrix<double>& values) const {
       array_);
 }
 
+void AnyTensor::clear() const {
+  std::visit([](auto* array) { *array = std::remove_cvref_t<decltype(*array)>(); }, array_);
+}
+
 void TensorList::operator()(std::string_view name, AnyTensor tensor, Presence presence) {
   push_back({std::string(name), tensor, presence});
 }

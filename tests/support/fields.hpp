@@ -25,6 +25,8 @@ class AnyTensor {
   Matrix<double> values() const;
   void assign(const Matrix<double>& values) const;  ///< the sizes too; the numbers are rounded
 
+  void clear() const;  ///< to size 0, as an absent tensor is
+
  private:
   std::variant<Matrix<float>*, Matrix<double>*, Vector<float>*, Vector<double>*> array_;
 };

@@ -298,7 +298,7 @@ void GoldenCase::read_tensors(const TensorList& weights, const std::string& pref
   for (const auto& [name, tensor, presence] : weights) {
     const std::string full = "weight." + prefix + name;
     if (presence == Presence::optional && !has(full)) {
-      tensor.assign({});
+      tensor.clear();
     } else if (tensor.is_vector()) {
       tensor.assign(vector<double>(full));
     } else {
