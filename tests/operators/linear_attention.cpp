@@ -1,35 +1,15 @@
-// Linear attention: the core functions, and the layers of fast-transformers and flash-linear-attention.
+// Linear attention: the core functions, and the laws of the layers.
 #include <cmath>
 #include <memory>
 #include <seqmix/linear/linear_attention.hpp>
 
+#include "operators/linear_attention_options.hpp"
 #include "support/golden.hpp"
 #include "support/reference.hpp"
 #include "support/registry.hpp"
 
 namespace seqmix::test {
 namespace {
-
-/// Calls f with the feature map that config key feature_map names.
-template <class F>
-auto with_feature_map(GoldenConfig& config, F f) {
-  const std::string map = config.text("feature_map", "elu1");
-  if (map == "elu1") return f(feature_map::Elu1{});
-  if (map == "relu") return f(feature_map::Relu{});
-  if (map == "exp") return f(feature_map::Exp{});
-  if (map == "identity") return f(feature_map::Identity{});
-  if (map == "squared_relu") return f(feature_map::SquaredRelu{});
-  config.unknown("feature_map");
-}
-
-template <class T>
-LinearAttentionOptions<T> options_of(GoldenConfig& config) {
-  LinearAttentionOptions<T> result;
-  result.scale = T(config.number("scale"));
-  result.normalize = config.boolean("normalize");
-  result.epsilon = T(config.number("eps", 0.0));
-  return result;
-}
 
 // --- golden cases -----------------------------------------------------------------------------------------------------
 
@@ -84,78 +64,7 @@ struct LinearAttentionCoreGolden final : GoldenRunner<T> {
   void (LinearAttentionCoreGolden::*run_mapped)(Index begin, Index count) = nullptr;
 };
 
-template <class M>
-struct LinearAttentionMixerGolden final : GoldenLayer<M> {
-  using Base = GoldenLayer<M>;
-  using T = typename M::Scalar;
-  using State = typename Base::State;
-
-  explicit LinearAttentionMixerGolden(GoldenCase& golden) : Base(golden, config(golden), weights(golden)) {}
-
-  static typename M::Config config(GoldenCase& golden) {
-    auto& config = golden.config();
-    typename M::Config result;
-    result.channels = config.integer("dim");
-    result.heads = config.integer("heads");
-    result.key_value_heads = config.integer("kv_heads", result.heads);
-    result.key_dim = config.integer("key_dim");
-    result.value_dim = config.integer("value_dim");
-    result.options = options_of<T>(config);
-    result.normalize_query = config.boolean("norm_q", false);
-    result.normalize_key = config.boolean("norm_k", false);
-    result.feature_eps = T(config.number("qk_norm_eps", 1e-4));
-    const std::string norm = config.text("output_norm", "identity");
-    result.output_norm = norm == "rmsnorm";
-    if (norm != "rmsnorm" && norm != "identity" && norm != "none") config.unknown("output_norm");
-    result.norm_eps = T(config.number("norm_eps", 1e-5));
-    return result;
-  }
-  static typename M::Weights weights(GoldenCase& golden) {
-    auto& config = golden.config();
-    typename M::Weights result;
-    const std::string layer = config.text("layer");
-    const bool fla = layer == "fla";
-    if (!fla && layer != "fast_transformers") config.unknown("layer");
-    result.names = fla ? LinearAttentionNames::flash_linear_attention : LinearAttentionNames::fast_transformers;
-    golden.read_weights(result);
-    config.expect("bias", result.query_bias.size() > 0);
-    return result;
-  }
-  void read_state(GoldenCase& golden, State& state) override {
-    if constexpr (RecurrentMixer<M>) {
-      if (golden.has("input.state.S")) golden.copy("input.state.S", state.memory);
-      if (golden.has("input.state.z")) golden.copy("input.state.z", state.key_sum);
-    } else {
-      static_cast<void>(golden), static_cast<void>(state);
-    }
-  }
-  void collect_state(const State& state, GoldenOutputs& outputs) const override {
-    if constexpr (RecurrentMixer<M>) {
-      outputs.add("state.S", state.memory);
-      if (this->mixer().config().options.normalize) outputs.add("state.z", state.key_sum);
-    } else {
-      static_cast<void>(outputs), static_cast<void>(state);
-    }
-  }
-};
-
-// Layers differ in their map by one call only, so those maps that files have are enough.
-template <class T>
-struct LinearAttentionLayerGolden {
-  template <class Map>
-  using Causal = LinearAttentionMixerGolden<LinearAttention<T, Map, Direction::causal>>;
-
-  static std::unique_ptr<GoldenRunner<T>> make(GoldenCase& golden) {
-    golden.config().expect("causal", true);
-    const std::string map = golden.config().text("feature_map", "elu1");
-    if (map == "elu1") return std::make_unique<Causal<feature_map::Elu1>>(golden);
-    if (map == "relu") return std::make_unique<Causal<feature_map::Relu>>(golden);
-    golden.config().unknown("feature_map");
-  }
-};
-
 const GoldenRegistration<LinearAttentionCoreGolden> core_golden{"linear_attention", "core"};
-const GoldenRegistration<LinearAttentionLayerGolden> layer_golden{"linear_attention", "layer"};
 
 // --- naive reference --------------------------------------------------------------------------------------------------
 
