@@ -25,8 +25,9 @@ namespace seqmix::inline SEQMIX_ARCH {
 /// Evaluates the recurrence in the order that is fastest for its shape, and leaves the memory (and the normalizer's sum)
 /// as after the last token. Shapes are those of LinearRecurrenceProblem, asserted only. Runs in parallel over heads and
 /// value columns; results have the same bits for any number of threads. Allocates nothing once `workspace` is warm.
-template <class T, class Decay, class Readout, class Normalizer>
-void linear_recurrence(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer>& problem, Workspace& workspace) {
+template <class T, class Decay, class Readout, class Normalizer, class Delta>
+void linear_recurrence(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, Delta>& problem,
+                       Workspace& workspace) {
   assert(problem.query.length() == problem.length() && problem.key.length() == problem.length() &&
          problem.value.length() == problem.length() && problem.memory.heads() == problem.heads());
   // Below two passes of the fused order, copying the memory into panels costs more than it saves.

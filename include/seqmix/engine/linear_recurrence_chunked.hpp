@@ -84,13 +84,14 @@ void mix_chunk_column(const Problem& problem, const LinearRecurrenceHead<T>& hea
 
 /// Computes the coefficients of chunk_tokens tokens from their staged queries and keys and factors.
 template <class T, class Problem>
-void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, const T* queries, const T* keys,
-                          const T* factors, T* key_sum, ChunkCoefficients<T>& result) {
+void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, Index /*first*/,
+                          const StagedRows<T>& staged, const T* factors, T* key_sum, ChunkCoefficients<T>& result) {
   using Decay = decltype(problem.decay);
   using Readout = decltype(problem.readout);
   using Normalizer = decltype(problem.normalizer);
   constexpr Index width = lanes<T>, lag = Readout::bonus ? 1 : 0, tokens = chunk_tokens;
   const Index key_dim = problem.key_dim(), pitch = padded<T>(key_dim);
+  const T *queries = staged.queries, *keys = staged.keys;
   const Index factor_stride = Decay::constant ? 0 : Decay::per_channel ? pitch : 1;
   const auto factor = [&](Index t, Index i) SEQMIX_INLINE_LAMBDA -> Batch<T> {
     if constexpr (Decay::per_channel) {

@@ -32,7 +32,9 @@ struct RecurrenceCoefficients {
   T mix[pairs];
   T inverse_denominator[Tokens];
 
-  static constexpr Index size(Index key_dim) { return row_vectors * padded<T>(key_dim); }
+  RecurrenceCoefficients() = default;
+  RecurrenceCoefficients(Index key_dim, Workspace& workspace)
+      : rows(workspace.take<T>(row_vectors * padded<T>(key_dim)).data()) {}
 };
 
 /// a[t, s] where all channels decay alike, with the decays multiplied into the key before the query is: for the rare
@@ -49,11 +51,12 @@ template <Index lag, class T>
   return reduce_add(sum);
 }
 
-/// Computes the coefficients of Tokens tokens from their staged queries and keys (see stage_queries_and_keys) and factors
-/// (see load_factors). `key_sum` [padded key_dim] is z, with a normalizer.
+/// Computes the coefficients of Tokens tokens from their staged rows and factors (see load_factors). `key_sum` [padded
+/// key_dim] is z, with a normalizer.
 template <class T, Index Tokens, class Problem>
-void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, const T* queries, const T* keys,
-                          const T* factors, T* key_sum, RecurrenceCoefficients<T, Tokens>& result) {
+void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, Index /*first*/,
+                          const StagedRows<T>& staged, const T* factors, T* key_sum,
+                          RecurrenceCoefficients<T, Tokens>& result) {
   using Decay = decltype(problem.decay);
   using Readout = decltype(problem.readout);
   using Normalizer = decltype(problem.normalizer);
@@ -63,6 +66,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
   // Reading before the update, token t sees the decays of the tokens before it only.
   constexpr Index lag = Readout::bonus ? 1 : 0;
   const Index key_dim = problem.key_dim(), pitch = padded<T>(key_dim);
+  const T *queries = staged.queries, *keys = staged.keys;
   const Index factor_stride = Decay::constant ? 0 : Decay::per_channel ? pitch : 1;
   const auto factor = [&](Index t, Index i) SEQMIX_INLINE_LAMBDA -> Batch<T> {
     if constexpr (Decay::per_channel) {
@@ -177,7 +181,7 @@ SEQMIX_ALWAYS_INLINE void sweep_panel(const RecurrenceCoefficients<T, Tokens>& c
     });
   });
 
-  const auto sweep_row = [&](const T* coefficient, T* row) SEQMIX_INLINE_LAMBDA {
+  const auto sweep_row = [&](auto, const T* coefficient, T* row) SEQMIX_INLINE_LAMBDA {
     Batch<T> memory[2] = {load(row), load(row + width)};
     unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
       const Batch<T> q = broadcast(coefficient[(1 + Tokens + t) * width]);
@@ -193,16 +197,7 @@ SEQMIX_ALWAYS_INLINE void sweep_panel(const RecurrenceCoefficients<T, Tokens>& c
     });
     unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { store(row + b * width, memory[b]); });
   };
-  // Two rows to a turn of the loop: more gain nothing and take the compiler longer.
-  const T* rows = coefficients.rows;
-  Index i = 0;
-  for (; i + width <= key_dim; i += width, rows += row_vectors * width) {
-    for (Index r = 0; r < width; r += 2, panel += 2 * 2 * width) {
-      sweep_row(rows + r, panel);
-      if constexpr (width > 1) sweep_row(rows + r + 1, panel + 2 * width);
-    }
-  }
-  for (Index r = 0; r < key_dim - i; ++r) sweep_row(rows + r, panel + r * 2 * width);
+  for_each_row<row_vectors>(key_dim, static_cast<const T*>(coefficients.rows), panel, sweep_row);
 
   unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
     unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {

@@ -2,19 +2,20 @@
 #pragma once
 
 #include <algorithm>
+#include <seqmix/engine/linear_recurrence_delta.hpp>
 #include <seqmix/engine/linear_recurrence_fused.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
 
 namespace detail {
 
-/// Computes the coefficients of token t from its staged query and key: what the general prepare_coefficients does, in one
+/// Computes the coefficients of token t from its staged rows: what the general prepare_coefficients does, in one
 /// pass over the key channels, decays included. A step waits for this before it can touch the memory. constant_factors
 /// [padded key_dim] holds decays that are the same at every token (see load_factors), key_sum [padded key_dim] is z, with
 /// a normalizer.
 template <class T, class Problem>
 SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecurrenceHead<T>& head, Index t,
-                                        const T* query, const T* key, const T* constant_factors, T* key_sum,
+                                        const StagedRows<T>& staged, const T* constant_factors, T* key_sum,
                                         RecurrenceCoefficients<T, 1>& result) {
   using Decay = decltype(problem.decay);
   using Readout = decltype(problem.readout);
@@ -28,8 +29,8 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
   }
   Batch<T> dot = broadcast(T(0)), sum = broadcast(T(0));
   const auto prepare = [&](Index i, Index channels) SEQMIX_INLINE_LAMBDA {
-    Batch<T> d = head_decay, q = load(query + i);
-    const Batch<T> k = load(key + i);
+    Batch<T> d = head_decay, q = load(staged.queries + i);
+    const Batch<T> k = load(staged.keys + i);
     if constexpr (Decay::per_channel && Decay::constant) d = load(constant_factors + i);
     if constexpr (Decay::per_channel && !Decay::constant) {
       d = exp2_decay(load_some(log_decay + i, channels) * broadcast(log2_e<T>));
@@ -102,16 +103,14 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const RecurrenceCoefficients<T, 1>& coe
 }  // namespace detail
 
 /// The recurrence token by token on the memory where it is: for single steps and a few tokens. Serial.
-template <class T, class Decay, class Readout, class Normalizer>
-void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer>& problem,
+template <class T, class Decay, class Readout, class Normalizer, class Delta>
+void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, Delta>& problem,
                                 Workspace& workspace) {
   constexpr Index width = lanes<T>;
   const Index key_dim = problem.key_dim(), value_dim = problem.value_dim(), pitch = detail::padded<T>(key_dim);
   const auto frame = workspace.frame();
-  detail::RecurrenceCoefficients<T, 1> coefficients;
-  coefficients.rows = workspace.take<T>(detail::RecurrenceCoefficients<T, 1>::size(key_dim)).data();
-  T* queries = workspace.take<T>(pitch).data();
-  T* keys = workspace.take<T>(pitch).data();
+  detail::CoefficientsOf<Delta, T, 1> coefficients(key_dim, workspace);
+  const detail::StagedRows<T> staged(problem.delta, 1, key_dim, workspace);
   T* factors = workspace.take<T>(pitch).data();
   T* key_sum = workspace.take<T>(Normalizer::any ? pitch : 0).data();
   for (Index h = 0; h < problem.heads(); ++h) {
@@ -122,8 +121,13 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
     }
     if constexpr (Decay::constant) detail::load_factors<Decay>(head, 0, 1, factors);
     for (Index t = 0; t < problem.length(); ++t) {
-      detail::stage_queries_and_keys(problem, head, t, 1, queries, keys);
-      detail::prepare_token(problem, head, t, queries, keys, factors, key_sum, coefficients);
+      staged.load(problem, head, t, 1);
+      if constexpr (Delta::any) {
+        if constexpr (!Decay::constant) detail::load_factors<Decay>(head, t, 1, factors);
+        detail::prepare_coefficients(problem, head, t, staged, factors, key_sum, coefficients);
+      } else {
+        detail::prepare_token(problem, head, t, staged, factors, key_sum, coefficients);
+      }
       T output_scale = T(1);
       if constexpr (Normalizer::any) output_scale = coefficients.inverse_denominator[0];
       const auto sweep = [&](auto vectors, Index column, Index columns) SEQMIX_INLINE_LAMBDA {

@@ -28,11 +28,10 @@ class PanelRecurrence {
   PanelRecurrence(const Problem& problem, Index first, Index last, Workspace& workspace)
       : problem_(problem), first_(first), last_(last) {
     for (auto& chunk : chunks_) chunk = ChunkCoefficients<T>(key_dim_, workspace);
-    for (auto& quad : quads_) quad.rows = workspace.take<T>(quad.size(key_dim_)).data();
-    for (auto& single : singles_) single.rows = workspace.take<T>(single.size(key_dim_)).data();
+    for (auto& group : groups_) group = CoefficientsOf<Delta, T, group_tokens>(key_dim_, workspace);
+    for (auto& single : singles_) single = CoefficientsOf<Delta, T, 1>(key_dim_, workspace);
     panels_memory_ = workspace.take<T>((last - first) * panel_size_).data();
-    queries_ = workspace.take<T>(block * pitch_).data();
-    keys_ = workspace.take<T>(block * pitch_).data();
+    staged_ = StagedRows<T>(problem.delta, block, key_dim_, workspace);
     values_ = workspace.take<T>(chunk_tokens * panel_columns).data();
     const Index heads = last_head_ - first_head_ + 1;
     factors_ = workspace.take<T>((Decay::constant ? heads : block) * pitch_).data();
@@ -58,11 +57,13 @@ class PanelRecurrence {
  private:
   using Decay = decltype(Problem::decay);
   using Normalizer = decltype(Problem::normalizer);
+  using Delta = decltype(Problem::delta);
 
   static constexpr Index panel_columns = 2 * lanes<T>;
   static constexpr bool chunked = order == RecurrenceOrder::chunked;
-  static constexpr Index quad_tokens = 4;
-  static constexpr Index block = chunked ? 2 * chunk_tokens : 4 * quad_tokens;
+  // Two sources for each of four tokens would not fit the registers.
+  static constexpr Index group_tokens = Delta::low_rank ? 2 : 4;
+  static constexpr Index block = chunked ? 2 * chunk_tokens : 16;
 
   Index columns_of(Index panel) const { return std::min(panel_columns, value_dim_ - panel * panel_columns); }
   T* panel_memory(Index unit) { return panels_memory_ + (unit - first_) * panel_size_; }
@@ -97,11 +98,11 @@ class PanelRecurrence {
   void run_block(Index h, Index begin, Index count) {
     const auto head = problem_.head(h);
     if constexpr (!Decay::constant) load_factors<Decay>(head, begin, count, factors(h));
-    stage_queries_and_keys(problem_, head, begin, count, queries_, keys_);
+    staged_.load(problem_, head, begin, count);
     Index t = 0;
     for_each_group(count, [&](auto& coefficients) {
       const T* group_factors = factors(h) + (Decay::constant ? 0 : Decay::per_channel ? t * pitch_ : t);
-      prepare_coefficients(problem_, head, queries_ + t * pitch_, keys_ + t * pitch_, group_factors, key_sum(h),
+      prepare_coefficients(problem_, head, begin + t, staged_.from(t * pitch_), group_factors, key_sum(h),
                            coefficients);
       t += coefficients.token_count;
     });
@@ -128,7 +129,7 @@ class PanelRecurrence {
     if constexpr (chunked) {
       for (Index i = 0; count >= chunk_tokens; ++i, count -= chunk_tokens) f(chunks_[std::size_t(i)]);
     }
-    for (Index i = 0; count >= quad_tokens; ++i, count -= quad_tokens) f(quads_[std::size_t(i)]);
+    for (Index i = 0; count >= group_tokens; ++i, count -= group_tokens) f(groups_[std::size_t(i)]);
     for (Index i = 0; count > 0; ++i, --count) f(singles_[std::size_t(i)]);
   }
 
@@ -141,6 +142,10 @@ class PanelRecurrence {
         prefetch_read(next.query.row(t) + i);
         prefetch_read(next.key.row(t) + i);
         if constexpr (!Decay::constant && Decay::per_channel) prefetch_read(next.log_decay.row(t) + i);
+        if constexpr (Delta::low_rank) {
+          prefetch_read(next.a.row(t) + i);
+          prefetch_read(next.b.row(t) + i);
+        }
       }
       for (Index j = panel * panel_columns; j < std::min(value_dim_, (panel + 1) * panel_columns); j += line) {
         prefetch_read(next.value.row(t) + j);
@@ -155,19 +160,21 @@ class PanelRecurrence {
   const Index panels_ = (value_dim_ + panel_columns - 1) / panel_columns, panel_size_ = key_dim_ * panel_columns;
   const Index first_head_ = first_ / panels_, last_head_ = (last_ - 1) / panels_;
   std::array<ChunkCoefficients<T>, chunked ? 2 : 0> chunks_;
-  std::array<RecurrenceCoefficients<T, quad_tokens>, chunked ? 2 : 4> quads_;
-  std::array<RecurrenceCoefficients<T, 1>, quad_tokens - 1> singles_;
-  T *panels_memory_, *queries_, *keys_, *values_, *factors_, *key_sums_;
+  std::array<CoefficientsOf<Delta, T, group_tokens>, chunked ? (chunk_tokens - 1) / group_tokens : block / group_tokens>
+      groups_;
+  std::array<CoefficientsOf<Delta, T, 1>, group_tokens - 1> singles_;
+  StagedRows<T> staged_;
+  T *panels_memory_, *values_, *factors_, *key_sums_;
 };
 
 }  // namespace detail
 
 /// The recurrence over a whole sequence, split between threads by value columns: a single head still uses all of them.
 /// O(heads key_dim value_dim) time per token.
-template <RecurrenceOrder order, class T, class Decay, class Readout, class Normalizer>
-void linear_recurrence_panels(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer>& problem,
+template <RecurrenceOrder order, class T, class Decay, class Readout, class Normalizer, class Delta>
+void linear_recurrence_panels(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, Delta>& problem,
                               Workspace& workspace) {
-  using Problem = LinearRecurrenceProblem<T, Decay, Readout, Normalizer>;
+  using Problem = LinearRecurrenceProblem<T, Decay, Readout, Normalizer, Delta>;
   const Index panels = (problem.value_dim() + 2 * lanes<T> - 1) / (2 * lanes<T>), units = problem.heads() * panels;
   const Index workers = std::min(workspace.concurrency(), units);
   if (workers == 0) return;

@@ -3,6 +3,7 @@
 
 #include <seqmix/core/workspace.hpp>
 #include <seqmix/engine/decay.hpp>
+#include <seqmix/engine/delta.hpp>
 #include <seqmix/engine/memory.hpp>
 #include <seqmix/simd/batch.hpp>
 #include <seqmix/simd/math.hpp>
@@ -66,6 +67,7 @@ inline constexpr RowMap<T> row_map = &detail::map_padded_row<T, Map>;
 template <class T>
 struct LinearRecurrenceHead {
   Sequence<const T> query, key, value, log_decay;
+  Sequence<const T> beta, a, b;  // of the delta policy
   const T* bonus;
   Sequence<T> output, memory;
 };
@@ -73,8 +75,10 @@ struct LinearRecurrenceHead {
 /// Everything that one evaluation of the recurrence reads and writes. Shapes: query, key [length, heads', key_dim],
 /// value [length, heads', value_dim], output [length, heads, value_dim], memory [heads, key_dim, value_dim], where each
 /// heads' divides heads: consecutive heads of the output share one of theirs. query_map and key_map
-/// are applied to every element of the queries and of the keys as they are read.
-template <class T, class Decay, class Readout = readout::AfterUpdate<T>, class Normalizer = normalizer::None<T>>
+/// are applied to the rows of the queries and of the keys as they are read. A delta policy excludes reading before the
+/// update.
+template <class T, class Decay, class Readout = readout::AfterUpdate<T>, class Normalizer = normalizer::None<T>,
+          class Delta = delta::None<T>>
 struct LinearRecurrenceProblem {
   HeadSequence<const T> query, key, value;
   Decay decay;
@@ -85,6 +89,9 @@ struct LinearRecurrenceProblem {
   HeadSequence<T> output;
   RowMap<T> query_map = row_map<T>;
   RowMap<T> key_map = row_map<T>;
+  Delta delta{};
+
+  static_assert(!(Delta::any && Readout::bonus));
 
   Index length() const { return output.length(); }
   Index heads() const { return output.heads(); }
@@ -100,8 +107,17 @@ struct LinearRecurrenceProblem {
                                    value.head(shared(value.heads())),
                                    decay.head(shared(decay.heads())),
                                    {},
+                                   {},
+                                   {},
+                                   {},
                                    output.head(h),
                                    {memory.row(h, 0), key_dim(), value_dim(), memory.row_stride()}};
+    if constexpr (Delta::low_rank) {
+      result.a = delta.a.head(shared(delta.a.heads()));
+      result.b = delta.b.head(shared(delta.b.heads()));
+    } else if constexpr (Delta::any) {
+      result.beta = delta.beta.columns(shared(delta.heads()), 1);
+    }
     if constexpr (Readout::bonus) result.bonus = readout.weight.row(shared(readout.weight.length()));
     return result;
   }
@@ -141,12 +157,65 @@ void stage_rows(const Sequence<const T>& x, RowMap<T> map, T scale, Index begin,
   for (Index t = 0; t < count; ++t) map(x.row(begin + t), x.channels(), scale, staged + t * padded<T>(x.channels()));
 }
 
-/// The staged queries (scaled) and keys of `count` tokens from `begin` on: what the coefficients are made of.
-template <class T, class Problem>
-void stage_queries_and_keys(const Problem& problem, const LinearRecurrenceHead<T>& head, Index begin, Index count,
-                            T* queries, T* keys) {
-  stage_rows(head.query, problem.query_map, problem.scale, begin, count, queries);
-  stage_rows(head.key, problem.key_map, T(1), begin, count, keys);
+/// The rows of some tokens of one head, [tokens][padded key_dim], that the coefficients are made of: queries (scaled),
+/// keys, and, with a low-rank delta policy, its vectors a and b.
+template <class T>
+struct StagedRows {
+  T *queries = nullptr, *keys = nullptr, *a = nullptr, *b = nullptr;
+
+  StagedRows() = default;
+
+  /// For `tokens` tokens of a problem with policy Delta.
+  template <class Delta>
+  StagedRows(const Delta&, Index tokens, Index key_dim, Workspace& workspace) {
+    const Index size = tokens * padded<T>(key_dim);
+    queries = workspace.take<T>(size).data();
+    keys = workspace.take<T>(size).data();
+    if constexpr (Delta::low_rank) {
+      a = workspace.take<T>(size).data();
+      b = workspace.take<T>(size).data();
+    }
+  }
+
+  /// Takes the rows of `count` tokens from `begin` on.
+  template <class Problem>
+  void load(const Problem& problem, const LinearRecurrenceHead<T>& head, Index begin, Index count) const {
+    stage_rows(head.query, problem.query_map, problem.scale, begin, count, queries);
+    stage_rows(head.key, problem.key_map, T(1), begin, count, keys);
+    if constexpr (decltype(problem.delta)::low_rank) {
+      stage_rows(head.a, row_map<T>, T(1), begin, count, a);
+      stage_rows(head.b, row_map<T>, T(1), begin, count, b);
+    }
+  }
+
+  /// Those from the token on that lies `offset` numbers further.
+  StagedRows from(Index offset) const {
+    StagedRows result = *this;
+    result.queries += offset;
+    result.keys += offset;
+    if (a) result.a += offset;
+    if (b) result.b += offset;
+    return result;
+  }
+};
+
+/// Calls f(r, coefficient, row) for every row i of a panel [key_dim][2 vectors]: coefficient is the first of the Vectors
+/// that a row has, lanes apart, in [padded key_dim / lanes][Vectors][lanes]; r, an integral constant, is even and odd in
+/// turn.
+template <Index Vectors, class T, class F>
+SEQMIX_ALWAYS_INLINE void for_each_row(Index key_dim, const T* coefficients, T* panel, F&& f) {
+  constexpr Index width = lanes<T>, columns = 2 * width;
+  constexpr std::integral_constant<Index, 0> even;
+  constexpr std::integral_constant<Index, 1> odd;
+  Index i = 0;
+  // Two rows to a turn of the loop: more gain nothing and take the compiler longer.
+  for (; i + width <= key_dim; i += width, coefficients += Vectors * width) {
+    for (Index r = 0; r < width; r += 2, panel += 2 * columns) {
+      f(even, coefficients + r, panel);
+      if constexpr (width > 1) f(odd, coefficients + r + 1, panel + columns);
+    }
+  }
+  for (Index r = 0; r < key_dim - i; ++r) f(even, coefficients + r, panel + r * columns);
 }
 
 }  // namespace detail

@@ -1,0 +1,321 @@
+// The fused order of the linear recurrence with a delta policy: two passes over the memory for every few tokens.
+//
+// Over M tokens 1 .. M the recurrence unrolls to
+//     p_t = a'_t^T S_0                                        what the memory holds for token t
+//     delta rule   u_t = beta_t (v_t - p_t - sum_{s < t} r[t, s] u_s)
+//     low rank     w_t = p_t + sum_{s < t} (r[t, s] w_s + r[t, M + s] v_s)
+//     o_t = q'_t^T S_0 + sum_j m[t, j] x_j,    S_M = diag(d) S_0 + sum_j c'_j x_j^T
+// where the sources j are the keys with x = u, or the vectors b with x = w followed by the keys with x = v. Primes are
+// products with the decays between the token and the end of the block that the memory is at; m and r are inner products
+// with those between the two tokens. All decays are products of factors <= 1. The triangular system is solved in
+// registers, for the columns of a panel at a time.
+#pragma once
+
+#include <algorithm>
+#include <seqmix/engine/linear_recurrence_fused.hpp>
+#include <seqmix/engine/linear_recurrence_problem.hpp>
+#include <seqmix/simd/batch.hpp>
+#include <type_traits>
+
+namespace seqmix::inline SEQMIX_ARCH {
+
+namespace detail {
+
+/// The coefficients of Tokens consecutive tokens of one head, in the order in which the sweeps read them.
+///   probes  [padded key_dim / lanes][Tokens][lanes]: a'_1 .. a'_M
+///   rows    [padded key_dim / lanes][1 + sources + Tokens][lanes]: d, c'_1 .. c'_sources, q'_1 .. q'_M
+///   mix, removal   m and r; entries that the equations don't name are never read
+template <class T, Index Tokens, bool low_rank>
+struct DeltaCoefficients {
+  static constexpr Index token_count = Tokens;
+  static constexpr Index sources = low_rank ? 2 * Tokens : Tokens;
+  static constexpr Index row_vectors = 1 + sources + Tokens;
+
+  T *probes = nullptr, *rows = nullptr;
+  T mix[Tokens][sources], removal[Tokens][sources];
+  T beta[Tokens];
+  T inverse_denominator[Tokens];
+
+  DeltaCoefficients() = default;
+  DeltaCoefficients(Index key_dim, Workspace& workspace)
+      : probes(workspace.take<T>(Tokens * padded<T>(key_dim)).data()),
+        rows(workspace.take<T>(row_vectors * padded<T>(key_dim)).data()) {}
+};
+
+/// The coefficients that a problem with policy Delta has in the fused order.
+template <class Delta, class T, Index Tokens>
+using CoefficientsOf =
+    std::conditional_t<Delta::any, DeltaCoefficients<T, Tokens, Delta::low_rank>, RecurrenceCoefficients<T, Tokens>>;
+
+/// Inner products of one source s with the queries and probes of the tokens from s on, decayed by what lies between.
+/// with_queries[t] = q_t . c_s for t >= s, with_probes[t] = a_t . c_s for t > s. A probe that reads the memory before the
+/// decay of its own token (`early`) sees one factor less.
+template <Index Tokens, Index s, bool early, class Decay, class T>
+SEQMIX_ALWAYS_INLINE void multiply_source(const T* source, const T* queries, const T* probes, const T* factors,
+                                          Index factor_stride, Index pitch, T (&with_queries)[Tokens],
+                                          T (&with_probes)[Tokens]) {
+  constexpr Index width = lanes<T>, later = Tokens - s;
+  Batch<T> query_dot[later], probe_dot[later];
+  unroll<later>([&](auto n) SEQMIX_INLINE_LAMBDA { query_dot[n] = probe_dot[n] = broadcast(T(0)); });
+  for (Index i = 0; i < pitch; i += width) {
+    Batch<T> c = load(source + s * pitch + i);
+    unroll<later>([&](auto n) SEQMIX_INLINE_LAMBDA {
+      constexpr Index t = s + n;
+      if constexpr (early && n > 0) probe_dot[n] = fma(load(probes + t * pitch + i), c, probe_dot[n]);
+      if constexpr (Decay::any && Decay::per_channel && n > 0) c *= load(factors + t * factor_stride + i);
+      if constexpr (!early && n > 0) probe_dot[n] = fma(load(probes + t * pitch + i), c, probe_dot[n]);
+      query_dot[n] = fma(load(queries + t * pitch + i), c, query_dot[n]);
+    });
+  }
+  T between = T(1);
+  unroll<later>([&](auto n) SEQMIX_INLINE_LAMBDA {
+    constexpr Index t = s + n;
+    const T before_own = between;
+    if constexpr (Decay::any && !Decay::per_channel && n > 0) between *= factors[t * factor_stride];
+    with_queries[t] = reduce_add(query_dot[n]) * between;
+    if constexpr (n > 0) with_probes[t] = reduce_add(probe_dot[n]) * (early ? before_own : between);
+  });
+}
+
+/// Computes the coefficients of Tokens tokens from their staged rows, those from token `first` of the head's sequences on,
+/// and factors (see load_factors). `key_sum` [padded key_dim] is z, with a normalizer.
+template <class T, Index Tokens, bool low_rank, class Problem>
+void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, Index first,
+                          const StagedRows<T>& staged, const T* factors, T* key_sum,
+                          DeltaCoefficients<T, Tokens, low_rank>& result) {
+  using Decay = decltype(problem.decay);
+  using Normalizer = decltype(problem.normalizer);
+  using Coefficients = DeltaCoefficients<T, Tokens, low_rank>;
+  constexpr Index width = lanes<T>, row_vectors = Coefficients::row_vectors, sources = Coefficients::sources;
+  const Index key_dim = problem.key_dim(), pitch = padded<T>(key_dim);
+  const Index factor_stride = Decay::constant ? 0 : Decay::per_channel ? pitch : 1;
+  const T* probes = low_rank ? staged.a : staged.keys;
+  const auto factor = [&](Index t, Index i) SEQMIX_INLINE_LAMBDA -> Batch<T> {
+    if constexpr (Decay::per_channel) {
+      return load(factors + t * factor_stride + i);
+    } else {
+      return broadcast(factors[t * factor_stride]);
+    }
+  };
+
+  for (Index i = 0; i < key_dim; i += width) {
+    T* rows = result.rows + i * row_vectors;
+    Batch<T> after = broadcast(T(1)), before = broadcast(T(1));
+    unroll<Tokens>([&](auto back) SEQMIX_INLINE_LAMBDA {
+      constexpr Index s = Tokens - 1 - back;
+      if constexpr (low_rank) store(rows + (1 + s) * width, load(staged.b + s * pitch + i) * after);
+      store(rows + (1 + sources - Tokens + s) * width, load(staged.keys + s * pitch + i) * after);
+      if constexpr (Decay::any) after *= factor(s, i);
+    });
+    store(rows, after);
+    unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
+      const auto probe = [&] SEQMIX_INLINE_LAMBDA {
+        store(result.probes + (i * Tokens + t * width), load(probes + t * pitch + i) * before);
+      };
+      if constexpr (low_rank) probe();
+      if constexpr (Decay::any) before *= factor(t, i);
+      if constexpr (!low_rank) probe();
+      store(rows + (1 + sources + t) * width, load(staged.queries + t * pitch + i) * before);
+    });
+  }
+
+  unroll<Tokens>([&](auto s) SEQMIX_INLINE_LAMBDA {
+    const auto multiply = [&](const T* source, Index column) SEQMIX_INLINE_LAMBDA {
+      T with_queries[Tokens], with_probes[Tokens];
+      multiply_source<Tokens, s, low_rank, Decay>(source, staged.queries, probes, factors, factor_stride, pitch,
+                                                  with_queries, with_probes);
+      for (Index t = s; t < Tokens; ++t) result.mix[t][column] = with_queries[t];
+      for (Index t = s + 1; t < Tokens; ++t) result.removal[t][column] = with_probes[t];
+    };
+    if constexpr (low_rank) multiply(staged.b, s);
+    multiply(staged.keys, sources - Tokens + s);
+    if constexpr (!low_rank) result.beta[s] = *head.beta.row(first + s);
+  });
+
+  if constexpr (Normalizer::any) {
+    // The sum of the keys as they are: what a delta policy takes out of the memory, it leaves in the sum.
+    Batch<T> sum[Tokens];
+    unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA { sum[t] = broadcast(T(0)); });
+    for (Index i = 0; i < key_dim; i += width) {
+      const T* rows = result.rows + i * row_vectors;
+      Batch<T> z = load(key_sum + i);
+      unroll<Tokens>([&](auto t)
+                         SEQMIX_INLINE_LAMBDA { sum[t] = fma(load(rows + (1 + sources + t) * width), z, sum[t]); });
+      if constexpr (Decay::any) z *= load(rows);
+      unroll<Tokens>([&](auto s) SEQMIX_INLINE_LAMBDA { z += load(rows + (1 + sources - Tokens + s) * width); });
+      store(key_sum + i, z);
+    }
+    for (Index t = 0; t < Tokens; ++t) {
+      T denominator = reduce_add(sum[t]);
+      for (Index s = 0; s <= t; ++s) denominator += result.mix[t][sources - Tokens + s];
+      result.inverse_denominator[t] = T(1) / (denominator + problem.normalizer.epsilon);
+    }
+  }
+}
+
+/// The values x_j of the sources of Tokens tokens, for `Vectors` vectors of value columns, from p and v: solves the
+/// triangular system.
+template <Index Vectors, class T, Index Tokens, bool low_rank>
+SEQMIX_ALWAYS_INLINE void solve_sources(const DeltaCoefficients<T, Tokens, low_rank>& coefficients,
+                                        const Batch<T> (&p)[Tokens][Vectors], const Batch<T> (&v)[Tokens][Vectors],
+                                        Batch<T> (&x)[DeltaCoefficients<T, Tokens, low_rank>::sources][Vectors]) {
+  unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
+    unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
+      if constexpr (low_rank) {
+        Batch<T> w = p[t][b];
+        unroll<t>([&](auto s) SEQMIX_INLINE_LAMBDA {
+          w = fma(broadcast(coefficients.removal[t][s]), x[s][b], w);
+          w = fma(broadcast(coefficients.removal[t][Tokens + s]), v[s][b], w);
+        });
+        x[t][b] = w;
+        x[Tokens + t][b] = v[t][b];
+      } else {
+        Batch<T> u = v[t][b] - p[t][b];
+        unroll<t>([&](auto s) SEQMIX_INLINE_LAMBDA { u = fnma(broadcast(coefficients.removal[t][s]), x[s][b], u); });
+        x[t][b] = u * broadcast(coefficients.beta[t]);
+      }
+    });
+  });
+}
+
+/// o_t = sum_j m[t, j] x_j over the sources that token t sees.
+template <Index Vectors, class T, Index Tokens, bool low_rank>
+SEQMIX_ALWAYS_INLINE void mix_sources(const DeltaCoefficients<T, Tokens, low_rank>& coefficients,
+                                      const Batch<T> (&x)[DeltaCoefficients<T, Tokens, low_rank>::sources][Vectors],
+                                      Batch<T> (&o)[Tokens][Vectors]) {
+  constexpr Index sources = DeltaCoefficients<T, Tokens, low_rank>::sources;
+  unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
+    unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
+      o[t][b] = broadcast(coefficients.mix[t][0]) * x[0][b];
+      unroll<sources>([&](auto j) SEQMIX_INLINE_LAMBDA {
+        if constexpr (j > 0 && j % Tokens <= t) o[t][b] = fma(broadcast(coefficients.mix[t][j]), x[j][b], o[t][b]);
+      });
+    });
+  });
+}
+
+/// Takes one panel of the memory, [key_dim][2 vectors], over Tokens tokens, and writes their outputs. `columns` of the
+/// panel's value columns exist. value and output are the panel's part of the first token's row.
+template <bool decays, bool normalizes, class T, Index Tokens, bool low_rank>
+SEQMIX_ALWAYS_INLINE void sweep_panel(const DeltaCoefficients<T, Tokens, low_rank>& coefficients, Index key_dim,
+                                      T* panel, const T* value, Index value_stride, T* output, Index output_stride,
+                                      Index columns, T* /*values*/) {
+  using Coefficients = DeltaCoefficients<T, Tokens, low_rank>;
+  constexpr Index width = lanes<T>, sources = Coefficients::sources, row_vectors = Coefficients::row_vectors;
+  // Chains of additions enough to hide their latency.
+  constexpr Index chains = Tokens < 4 ? 2 : 1;
+  const bool full = columns >= 2 * width;
+  const Index tail[2] = {std::min(columns, width), std::max(columns - width, Index(0))};
+
+  Batch<T> chain[chains][Tokens][2], p[Tokens][2], v[Tokens][2], x[sources][2], o[Tokens][2];
+  unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
+    unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
+      unroll<chains>([&](auto c) SEQMIX_INLINE_LAMBDA { chain[c][t][b] = broadcast(T(0)); });
+    });
+  });
+  const auto probe_row = [&](auto parity, const T* probe, T* row) SEQMIX_INLINE_LAMBDA {
+    Batch<T> memory[2] = {load(row), load(row + width)};
+    unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { keep_in_register<T>(memory[b]); });
+    unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
+      const Batch<T> a = broadcast(probe[t * width]);
+      unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
+        auto& sum = chain[parity % chains][t][b];
+        sum = fma(a, memory[b], sum);
+      });
+    });
+  };
+  for_each_row<Tokens>(key_dim, static_cast<const T*>(coefficients.probes), panel, probe_row);
+  unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
+    unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
+      p[t][b] = chain[0][t][b];
+      if constexpr (chains > 1) p[t][b] += chain[chains - 1][t][b];
+      const T* source = value + t * value_stride + b * width;
+      v[t][b] = full ? load(source) : load_partial(source, tail[b]);
+    });
+  });
+  solve_sources<2>(coefficients, p, v, x);
+  mix_sources<2>(coefficients, x, o);
+
+  const auto sweep_row = [&](auto, const T* coefficient, T* row) SEQMIX_INLINE_LAMBDA {
+    Batch<T> memory[2] = {load(row), load(row + width)};
+    unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { keep_in_register<T>(memory[b]); });
+    unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
+      const Batch<T> q = broadcast(coefficient[(1 + sources + t) * width]);
+      unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { o[t][b] = fma(q, memory[b], o[t][b]); });
+    });
+    if constexpr (decays) {
+      const Batch<T> d = broadcast(coefficient[0]);
+      unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { memory[b] *= d; });
+    }
+    unroll<sources>([&](auto j) SEQMIX_INLINE_LAMBDA {
+      const Batch<T> c = broadcast(coefficient[(1 + j) * width]);
+      unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { memory[b] = fma(c, x[j][b], memory[b]); });
+    });
+    unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { store(row + b * width, memory[b]); });
+  };
+  for_each_row<row_vectors>(key_dim, static_cast<const T*>(coefficients.rows), panel, sweep_row);
+
+  unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
+    unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
+      if constexpr (normalizes) o[t][b] *= broadcast(coefficients.inverse_denominator[t]);
+      T* destination = output + t * output_stride + b * width;
+      if (full) {
+        store(destination, o[t][b]);
+      } else {
+        store_partial(destination, o[t][b], tail[b]);
+      }
+    });
+  });
+}
+
+/// Takes `Vectors` vectors of every row of a memory in place over one token. With columns >= 0, Vectors is 1 and only that
+/// many columns exist.
+template <Index Vectors, bool decays, class T, bool low_rank>
+SEQMIX_ALWAYS_INLINE void sweep_in_place(const DeltaCoefficients<T, 1, low_rank>& coefficients, Index key_dim,
+                                         T* memory, Index row_stride, const T* value, T* output, T output_scale,
+                                         Index columns) {
+  using Coefficients = DeltaCoefficients<T, 1, low_rank>;
+  constexpr Index width = lanes<T>, sources = Coefficients::sources, row_vectors = Coefficients::row_vectors;
+  const auto read = [&](const T* source) SEQMIX_INLINE_LAMBDA -> Batch<T> {
+    return columns < 0 ? load(source) : load_partial(source, columns);
+  };
+  const auto write = [&](T* destination, const Batch<T>& x) SEQMIX_INLINE_LAMBDA {
+    if (columns < 0) {
+      store(destination, x);
+    } else {
+      store_partial(destination, x, columns);
+    }
+  };
+  Batch<T> p[1][Vectors], v[1][Vectors], x[sources][Vectors], o[1][Vectors];
+  unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
+    p[0][b] = broadcast(T(0));
+    v[0][b] = read(value + b * width);
+  });
+  for (Index i = 0; i < key_dim; ++i) {
+    const Batch<T> a = broadcast(coefficients.probes[i]);
+    const T* row = memory + i * row_stride;
+    unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA { p[0][b] = fma(a, read(row + b * width), p[0][b]); });
+  }
+  solve_sources<Vectors>(coefficients, p, v, x);
+  mix_sources<Vectors>(coefficients, x, o);
+  for (Index i = 0; i < key_dim; ++i) {
+    const T* coefficient = coefficients.rows + (i / width) * row_vectors * width + i % width;
+    const Batch<T> d = broadcast(coefficient[0]), q = broadcast(coefficient[(1 + sources) * width]);
+    T* row = memory + i * row_stride;
+    unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
+      Batch<T> m = read(row + b * width);
+      // Else the compiler reads it twice, and the ports for loads are what limits this loop.
+      keep_in_register<T>(m);
+      o[0][b] = fma(q, m, o[0][b]);
+      if constexpr (decays) m *= d;
+      unroll<sources>([&](auto j)
+                          SEQMIX_INLINE_LAMBDA { m = fma(broadcast(coefficient[(1 + j) * width]), x[j][b], m); });
+      write(row + b * width, m);
+    });
+  }
+  unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA { write(output + b * width, o[0][b] * broadcast(output_scale)); });
+}
+
+}  // namespace detail
+
+}  // namespace seqmix::inline SEQMIX_ARCH
