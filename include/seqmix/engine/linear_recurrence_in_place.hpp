@@ -9,36 +9,45 @@ namespace seqmix::inline SEQMIX_ARCH {
 
 namespace detail {
 
-/// Computes the coefficients of token t from its staged rows: what the general prepare_coefficients does, in one
-/// pass over the key channels, decays included. A step waits for this before it can touch the memory. constant_factors
-/// [padded key_dim] holds decays that are the same at every token (see load_factors), key_sum [padded key_dim] is z, with
-/// a normalizer.
-template <class T, class Problem>
+/// Computes the coefficients of token t from its staged rows: what prepare_coefficients does for many, in one pass over the
+/// key channels, decays included. A step waits for this before it can touch the memory. constant_factors [padded key_dim]
+/// holds decays that are the same at every token (see load_factors), key_sum [padded key_dim] is z, with a normalizer.
+template <class T, class Problem, class Coefficients>
 SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecurrenceHead<T>& head, Index t,
                                         const StagedRows<T>& staged, const T* constant_factors, T* key_sum,
-                                        RecurrenceCoefficients<T, 1>& result) {
+                                        Coefficients& result) {
   using Decay = decltype(problem.decay);
   using Readout = decltype(problem.readout);
   using Normalizer = decltype(problem.normalizer);
-  constexpr Index width = lanes<T>;
+  using Delta = decltype(problem.delta);
+  constexpr Index width = lanes<T>, row_vectors = Coefficients::row_vectors, key_row = row_vectors - 2;
   const Index key_dim = problem.key_dim();
   const T* log_decay = Decay::constant ? nullptr : head.log_decay.data() + t * head.log_decay.stride();
   Batch<T> head_decay = broadcast(T(1));
   if constexpr (Decay::any && !Decay::per_channel) {
     head_decay = Decay::constant ? broadcast(*constant_factors) : exp2_decay(broadcast(*log_decay * log2_e<T>));
   }
-  Batch<T> dot = broadcast(T(0)), sum = broadcast(T(0));
+  Batch<T> key_dot = broadcast(T(0)), b_dot = broadcast(T(0)), sum = broadcast(T(0));
   const auto prepare = [&](Index i, Index channels) SEQMIX_INLINE_LAMBDA {
+    T* rows = result.rows + i * row_vectors;
     Batch<T> d = head_decay, q = load(staged.queries + i);
     const Batch<T> k = load(staged.keys + i);
     if constexpr (Decay::per_channel && Decay::constant) d = load(constant_factors + i);
     if constexpr (Decay::per_channel && !Decay::constant) {
       d = exp2_decay(load_some(log_decay + i, channels) * broadcast(log2_e<T>));
     }
+    if constexpr (Delta::low_rank) {
+      const Batch<T> b = load(staged.b + i);
+      b_dot = fma(q, b, b_dot);
+      store(rows + width, b);
+      store(result.probes + i, load(staged.a + i));
+    } else if constexpr (Delta::any) {
+      store(result.probes + i, k * d);
+    }
     if constexpr (Readout::bonus) {
-      dot = fma(q * load_some(head.bonus + i, channels), k, dot);
+      key_dot = fma(q * load_some(head.bonus + i, channels), k, key_dot);
     } else {
-      dot = fma(q, k, dot);
+      key_dot = fma(q, k, key_dot);
       if constexpr (Decay::any) q *= d;
     }
     if constexpr (Normalizer::any) {
@@ -47,17 +56,26 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
       if constexpr (Decay::any) z *= d;
       store(key_sum + i, z + k);
     }
-    T* rows = result.rows + i * RecurrenceCoefficients<T, 1>::row_vectors;
     store(rows, d);
-    store(rows + width, k);
-    store(rows + 2 * width, q);
+    store(rows + key_row * width, k);
+    store(rows + (key_row + 1) * width, q);
   };
   Index i = 0;
   for (; i + width <= key_dim; i += width) prepare(i, width);
   if (i < key_dim) prepare(i, key_dim - i);
-  result.mix[0] = reduce_add(dot);
+  const T key_mix = reduce_add(key_dot);
+  if constexpr (Delta::any) {
+    result.mix[0][Coefficients::sources - 1] = key_mix;
+    if constexpr (Delta::low_rank) {
+      result.mix[0][0] = reduce_add(b_dot);
+    } else {
+      result.beta[0] = *head.beta.row(t);
+    }
+  } else {
+    result.mix[0] = key_mix;
+  }
   if constexpr (Normalizer::any) {
-    result.inverse_denominator[0] = T(1) / (reduce_add(sum) + result.mix[0] + problem.normalizer.epsilon);
+    result.inverse_denominator[0] = T(1) / (reduce_add(sum) + key_mix + problem.normalizer.epsilon);
   }
 }
 
@@ -122,12 +140,7 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
     if constexpr (Decay::constant) detail::load_factors<Decay>(head, 0, 1, factors);
     for (Index t = 0; t < problem.length(); ++t) {
       staged.load(problem, head, t, 1);
-      if constexpr (Delta::any) {
-        if constexpr (!Decay::constant) detail::load_factors<Decay>(head, t, 1, factors);
-        detail::prepare_coefficients(problem, head, t, staged, factors, key_sum, coefficients);
-      } else {
-        detail::prepare_token(problem, head, t, staged, factors, key_sum, coefficients);
-      }
+      detail::prepare_token(problem, head, t, staged, factors, key_sum, coefficients);
       T output_scale = T(1);
       if constexpr (Normalizer::any) output_scale = coefficients.inverse_denominator[0];
       const auto sweep = [&](auto vectors, Index column, Index columns) SEQMIX_INLINE_LAMBDA {
