@@ -25,7 +25,6 @@ const std::set<std::string> pending = {
     "forgetting_attention",
     "gated_delta_rule",
     "gated_hyena",
-    "gated_linear_attention",
     "gated_slot_attention",
     "h3",
     "hgrn",

@@ -39,27 +39,32 @@ void linear_recurrence(const LinearRecurrenceProblem<T, Decay, Readout, Normaliz
   }
 }
 
+/// Throws std::invalid_argument unless `view` is [L, heads', channels], where L is the length of the output and heads'
+/// divides the heads of the memory, and overlaps neither.
+template <class T>
+void expect_shared_heads(std::string_view operation, std::string_view name, const HeadSequence<const T>& view,
+                         Index channels, const MemoryView<T>& memory, const HeadSequence<T>& output) {
+  // The message is put together only where there is something wrong: it allocates.
+  if (view.heads() <= 0 || memory.heads() % view.heads() != 0) [[unlikely]] {
+    internal::throw_invalid(operation, name,
+                            "has " + std::to_string(view.heads()) + " heads, which do not divide the " +
+                                std::to_string(memory.heads()) + " heads of the memory");
+  }
+  expect_shape(operation, name, {output.length(), view.heads(), channels}, view);
+  expect_disjoint(operation, "output", output, name, view);
+  expect_disjoint(operation, "memory", memory, name, view);
+}
+
 /// Throws std::invalid_argument unless query and key are [L, heads', K], value [L, heads', V], memory [H, K, V], where H
 /// is a multiple of each heads', the output [L, H, V], and no output overlaps another argument.
 template <class T>
 void expect_recurrence_shapes(std::string_view operation, const HeadSequence<const T>& query,
                               const HeadSequence<const T>& key, const HeadSequence<const T>& value,
                               const MemoryView<T>& memory, const HeadSequence<T>& output) {
-  const auto expect_heads = [&](std::string_view name, const HeadSequence<const T>& view, Index head_dim) {
-    // The message is put together only where there is something wrong: it allocates.
-    if (view.heads() <= 0 || memory.heads() % view.heads() != 0) [[unlikely]] {
-      internal::throw_invalid(operation, name,
-                              "has " + std::to_string(view.heads()) + " heads, which do not divide the " +
-                                  std::to_string(memory.heads()) + " heads of the memory");
-    }
-    expect_shape(operation, name, {output.length(), view.heads(), head_dim}, view);
-    expect_disjoint(operation, "output", output, name, view);
-    expect_disjoint(operation, "memory", memory, name, view);
-  };
   expect_shape(operation, "output", {output.length(), memory.heads(), memory.value_dim()}, output);
-  expect_heads("query", query, memory.key_dim());
-  expect_heads("key", key, memory.key_dim());
-  expect_heads("value", value, memory.value_dim());
+  expect_shared_heads(operation, "query", query, memory.key_dim(), memory, output);
+  expect_shared_heads(operation, "key", key, memory.key_dim(), memory, output);
+  expect_shared_heads(operation, "value", value, memory.value_dim(), memory, output);
   expect_disjoint(operation, "output", output, "memory", memory);
 }
 

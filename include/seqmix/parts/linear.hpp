@@ -88,4 +88,24 @@ class Linear {
   Vector<T> bias_;  // [outputs], or empty
 };
 
+/// Deals out the columns of a fused projection, from the first on.
+template <class T>
+class ColumnCutter {
+ public:
+  explicit ColumnCutter(const Sequence<T>& columns) : columns_(columns) {}
+
+  /// The next `count` columns.
+  Sequence<T> next(Index count) {
+    begin_ += count;
+    return columns_.columns(begin_ - count, count);
+  }
+
+  /// All columns that are left.
+  Sequence<T> rest() { return next(columns_.channels() - begin_); }
+
+ private:
+  Sequence<T> columns_;
+  Index begin_ = 0;
+};
+
 }  // namespace seqmix::inline SEQMIX_ARCH
