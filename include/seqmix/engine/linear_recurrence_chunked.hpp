@@ -40,46 +40,80 @@ struct ChunkCoefficients {
   }
 };
 
-/// A[t, s] of one column s: q_t . (k_s times the decays between s and t), in dots of whole vectors.
-template <class T, class Problem>
-void mix_chunk_column(const Problem& problem, const LinearRecurrenceHead<T>& head, const T* queries, const T* keys,
-                      const T* factors, Index s, T* mix) {
+/// How a delta policy's probes see the memory: there are none, before the decay of their own token, or after it.
+enum class Probing { none, early, late };
+
+/// One source s of a chunk against the tokens from it on: mix[t, s] = q_t . (source_s times the decays between s and t) for
+/// t >= s and, with probes, removal[t, s] = probe_t . (the same) for t > s, in dots of whole vectors. mix and removal
+/// point to the source's entry of the chunk's first token, `stride` apart from token to token.
+template <Probing probing, class T, class Problem>
+void mix_source(const Problem& problem, const LinearRecurrenceHead<T>& head, const T* queries, const T* sources,
+                const T* probes, const T* factors, Index s, Index stride, T* mix, T* removal) {
   using Decay = decltype(problem.decay);
   using Readout = decltype(problem.readout);
   constexpr Index width = lanes<T>, lag = Readout::bonus ? 1 : 0;
   constexpr Index group = 8;  // vectors of key channels in registers at a time
   const Index pitch = padded<T>(problem.key_dim());
-  const Index factor_stride = Decay::constant ? 0 : pitch;
-  for (Index t = s; t < chunk_tokens; ++t) mix[t * chunk_tokens + s] = T(0);
+  const Index factor_stride = Decay::constant ? 0 : Decay::per_channel ? pitch : 1;
+  for (Index t = s; t < chunk_tokens; ++t) mix[t * stride] = T(0);
+  if constexpr (probing != Probing::none) {
+    for (Index t = s + 1; t < chunk_tokens; ++t) removal[t * stride] = T(0);
+  }
   const auto add = [&](auto vectors, Index i) SEQMIX_INLINE_LAMBDA {
-    Batch<T> k[vectors];
-    unroll<vectors>([&](auto v) SEQMIX_INLINE_LAMBDA { k[v] = load(keys + s * pitch + i + v * width); });
+    Batch<T> c[vectors];
+    unroll<vectors>([&](auto v) SEQMIX_INLINE_LAMBDA { c[v] = load(sources + s * pitch + i + v * width); });
+    const auto dot = [&](auto&& factor) SEQMIX_INLINE_LAMBDA {
+      Batch<T> even = broadcast(T(0)), odd = broadcast(T(0));
+      unroll<vectors>([&](auto v) SEQMIX_INLINE_LAMBDA {
+        if constexpr (v % 2 == 0) {
+          even = fma(factor(v), c[v], even);
+        } else {
+          odd = fma(factor(v), c[v], odd);
+        }
+      });
+      return reduce_add(even + odd);
+    };
     for (Index t = s; t < chunk_tokens; ++t) {
+      const auto probe = [&] SEQMIX_INLINE_LAMBDA {
+        if (t == s) return;
+        removal[t * stride] +=
+            dot([&](auto v) SEQMIX_INLINE_LAMBDA { return load(probes + t * pitch + i + v * width); });
+      };
+      if constexpr (probing == Probing::early) probe();
       if constexpr (Decay::any && Decay::per_channel) {
         if (t - lag > s) {
           const T* factor = factors + (t - lag) * factor_stride + i;
-          unroll<vectors>([&](auto v) SEQMIX_INLINE_LAMBDA { k[v] *= load(factor + v * width); });
+          unroll<vectors>([&](auto v) SEQMIX_INLINE_LAMBDA { c[v] *= load(factor + v * width); });
         }
       }
-      const T* query = queries + t * pitch + i;
-      Batch<T> even = broadcast(T(0)), odd = broadcast(T(0));
-      unroll<vectors>([&](auto v) SEQMIX_INLINE_LAMBDA {
-        Batch<T> q = load(query + v * width);
+      if constexpr (probing == Probing::late) probe();
+      mix[t * stride] += dot([&](auto v) SEQMIX_INLINE_LAMBDA {
+        Batch<T> q = load(queries + t * pitch + i + v * width);
         if constexpr (Readout::bonus) {
           if (t == s) q *= load_some(head.bonus + i + v * width, problem.key_dim() - i - v * width);
         }
-        if constexpr (v % 2 == 0) {
-          even = fma(q, k[v], even);
-        } else {
-          odd = fma(q, k[v], odd);
-        }
+        return q;
       });
-      mix[t * chunk_tokens + s] += reduce_add(even + odd);
     }
   };
   Index i = 0;
   for (; i + group * width <= pitch; i += group * width) add(std::integral_constant<Index, group>{}, i);
   for (; i < pitch; i += width) add(std::integral_constant<Index, 1>{}, i);
+  if constexpr (Decay::any && !Decay::per_channel) {
+    T between = T(1);
+    for (Index t = s + 1; t < chunk_tokens; ++t) {
+      const auto decay = [&]<Index late>(std::integral_constant<Index, late>, const T* rows, T& product) {
+        product *= between;
+        if (!std::isfinite(product)) [[unlikely]] {
+          product = decay_then_multiply<late>(rows, sources, pitch, factors, factor_stride, s, t);
+        }
+      };
+      if constexpr (probing == Probing::early) decay(std::integral_constant<Index, 1>{}, probes, removal[t * stride]);
+      if (t - lag > s) between *= factors[(t - lag) * factor_stride];
+      if constexpr (probing == Probing::late) decay(std::integral_constant<Index, 0>{}, probes, removal[t * stride]);
+      decay(std::integral_constant<Index, lag>{}, queries, mix[t * stride]);
+    }
+  }
 }
 
 /// Computes the coefficients of chunk_tokens tokens from their staged queries and keys and factors.
@@ -115,18 +149,8 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
     }
   }
   for (Index s = 0; s < tokens; ++s) {
-    mix_chunk_column(problem, head, queries, keys, factors, s, result.mix);
-    if constexpr (Decay::any && !Decay::per_channel) {
-      T between = T(1);
-      for (Index t = s + 1; t < tokens; ++t) {
-        if (t - lag > s) between *= factors[(t - lag) * factor_stride];
-        T& mix = result.mix[t * tokens + s];
-        mix *= between;
-        if (!std::isfinite(mix)) [[unlikely]] {
-          mix = decay_then_multiply<lag>(queries, keys, pitch, factors, factor_stride, s, t);
-        }
-      }
-    }
+    mix_source<Probing::none>(problem, head, queries, keys, static_cast<const T*>(nullptr), factors, s, tokens,
+                              result.mix + s, static_cast<T*>(nullptr));
   }
   if constexpr (Normalizer::any) {
     for (Index t = 0; t < tokens; ++t) {
@@ -166,48 +190,57 @@ void update_panel(const T* keys, Index pitch, const T* decay, const T* values, I
   for (; i < key_dim; ++i) rows(std::integral_constant<Index, 1>{}, i);
 }
 
-/// Takes one panel of the memory, [key_dim][2 vectors], over one chunk, and writes its outputs. `columns` of the panel's
-/// value columns exist. value and output are the panel's part of the first token's row. `values` [chunk_tokens][2 vectors]
-/// is scratch.
-template <bool decays, bool normalizes, class T>
-void sweep_panel(const ChunkCoefficients<T>& coefficients, Index key_dim, T* panel, const T* value, Index value_stride,
-                 T* output, Index output_stride, Index columns, T* values) {
+/// The panel's part of the values of a chunk into values [chunk_tokens][2 vectors], zeros beyond the columns that exist.
+template <class T>
+SEQMIX_ALWAYS_INLINE void load_values(const T* value, Index value_stride, Index columns, T* values) {
   constexpr Index width = lanes<T>, panel_columns = 2 * width;
-  const Index pitch = padded<T>(key_dim), tail[2] = {std::min(columns, width), std::max(columns - width, Index(0))};
-  const bool full = columns >= panel_columns;
+  const Index tail[2] = {std::min(columns, width), std::max(columns - width, Index(0))};
   for (Index t = 0; t < chunk_tokens; ++t) {
     unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
       const T* source = value + t * value_stride + b * width;
-      store(values + t * panel_columns + b * width, full ? load(source) : load_partial(source, tail[b]));
+      store(values + t * panel_columns + b * width,
+            columns >= panel_columns ? load(source) : load_partial(source, tail[b]));
     });
   }
+}
+
+/// What the tokens of a chunk read from a panel of the memory and from the sources of the chunk: Q' S_0 + A X, written to
+/// output. query [chunk_tokens][pitch] is Q', mix [chunk_tokens][Groups * chunk_tokens] A, values
+/// [Groups * chunk_tokens][2 vectors] X; a token reads sources up to its own in each group.
+template <Index Groups, bool normalizes, class T>
+SEQMIX_ALWAYS_INLINE void read_panel(const T* query, Index pitch, const T* panel, Index key_dim, const T* mix,
+                                     const T* values, const T* inverse_denominator, T* output, Index output_stride,
+                                     Index columns) {
+  constexpr Index width = lanes<T>, panel_columns = 2 * width, sources = Groups * chunk_tokens;
+  const Index tail[2] = {std::min(columns, width), std::max(columns - width, Index(0))};
   for (Index first = 0; first < chunk_tokens; first += tile_rows) {
     Batch<T> sum[tile_rows][2];
     const auto keep = [&](auto row, auto vector, const Batch<T>& x) SEQMIX_INLINE_LAMBDA { sum[row][vector] = x; };
+    const auto go_on = [&](auto row, auto vector) SEQMIX_INLINE_LAMBDA -> Batch<T> { return sum[row][vector]; };
     multiply_tile<tile_rows, 2>(
-        coefficients.query + first * pitch, pitch, Index(1), static_cast<const T*>(panel), panel_columns, Index(0),
-        key_dim, [](auto, auto) SEQMIX_INLINE_LAMBDA -> Batch<T> { return broadcast(T(0)); }, keep);
-    const T* mix = coefficients.mix + first * chunk_tokens;
-    multiply_tile<tile_rows, 2>(
-        mix, chunk_tokens, Index(1), static_cast<const T*>(values), panel_columns, Index(0), first,
-        [&](auto row, auto vector) SEQMIX_INLINE_LAMBDA -> Batch<T> { return sum[row][vector]; }, keep);
-    // The triangle on the diagonal, entry by entry: a later token must not reach a row even as 0 * NaN.
-    unroll<tile_rows>([&](auto s) SEQMIX_INLINE_LAMBDA {
-      const T* v = values + (first + s) * panel_columns;
-      const Batch<T> v0 = load(v), v1 = load(v + width);
-      unroll<tile_rows>([&](auto t) SEQMIX_INLINE_LAMBDA {
-        if constexpr (t >= s) {
-          const Batch<T> a = broadcast(mix[t * chunk_tokens + first + s]);
-          sum[t][0] = fma(a, v0, sum[t][0]);
-          sum[t][1] = fma(a, v1, sum[t][1]);
-        }
+        query + first * pitch, pitch, Index(1), panel, panel_columns, Index(0), key_dim,
+        [](auto, auto) SEQMIX_INLINE_LAMBDA -> Batch<T> { return broadcast(T(0)); }, keep);
+    unroll<Groups>([&](auto group) SEQMIX_INLINE_LAMBDA {
+      const T* weights = mix + first * sources + group * chunk_tokens;
+      const T* x = values + group * chunk_tokens * panel_columns;
+      multiply_tile<tile_rows, 2>(weights, sources, Index(1), x, panel_columns, Index(0), first, go_on, keep);
+      // The triangle on the diagonal, entry by entry: a later token must not reach a row even as 0 * NaN.
+      unroll<tile_rows>([&](auto s) SEQMIX_INLINE_LAMBDA {
+        const Batch<T> x0 = load(x + (first + s) * panel_columns), x1 = load(x + (first + s) * panel_columns + width);
+        unroll<tile_rows>([&](auto t) SEQMIX_INLINE_LAMBDA {
+          if constexpr (t >= s) {
+            const Batch<T> a = broadcast(weights[t * sources + first + s]);
+            sum[t][0] = fma(a, x0, sum[t][0]);
+            sum[t][1] = fma(a, x1, sum[t][1]);
+          }
+        });
       });
     });
     unroll<tile_rows>([&](auto t) SEQMIX_INLINE_LAMBDA {
       unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
-        if constexpr (normalizes) sum[t][b] *= broadcast(coefficients.inverse_denominator[first + t]);
+        if constexpr (normalizes) sum[t][b] *= broadcast(inverse_denominator[first + t]);
         T* destination = output + (first + t) * output_stride + b * width;
-        if (full) {
+        if (columns >= panel_columns) {
           store(destination, sum[t][b]);
         } else {
           store_partial(destination, sum[t][b], tail[b]);
@@ -215,6 +248,19 @@ void sweep_panel(const ChunkCoefficients<T>& coefficients, Index key_dim, T* pan
       });
     });
   }
+}
+
+/// Takes one panel of the memory, [key_dim][2 vectors], over one chunk, and writes its outputs. `columns` of the panel's
+/// value columns exist. value and output are the panel's part of the first token's row. `values` [chunk_tokens][2 vectors]
+/// is scratch.
+template <bool decays, bool normalizes, class T>
+void sweep_panel(const ChunkCoefficients<T>& coefficients, Index key_dim, T* panel, const T* value, Index value_stride,
+                 T* output, Index output_stride, Index columns, T* values) {
+  const Index pitch = padded<T>(key_dim);
+  load_values(value, value_stride, columns, values);
+  read_panel<1, normalizes>(static_cast<const T*>(coefficients.query), pitch, static_cast<const T*>(panel), key_dim,
+                            coefficients.mix, static_cast<const T*>(values), coefficients.inverse_denominator, output,
+                            output_stride, columns);
   update_panel(static_cast<const T*>(coefficients.key), pitch, decays ? coefficients.decay : nullptr,
                static_cast<const T*>(values), chunk_tokens, key_dim, panel);
 }

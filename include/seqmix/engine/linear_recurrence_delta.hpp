@@ -12,6 +12,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <seqmix/engine/linear_recurrence_fused.hpp>
 #include <seqmix/engine/linear_recurrence_problem.hpp>
 #include <seqmix/simd/batch.hpp>
@@ -71,9 +72,19 @@ SEQMIX_ALWAYS_INLINE void multiply_source(const T* source, const T* queries, con
   unroll<later>([&](auto n) SEQMIX_INLINE_LAMBDA {
     constexpr Index t = s + n;
     const T before_own = between;
-    if constexpr (Decay::any && !Decay::per_channel && n > 0) between *= factors[t * factor_stride];
-    with_queries[t] = reduce_add(query_dot[n]) * between;
-    if constexpr (n > 0) with_probes[t] = reduce_add(probe_dot[n]) * (early ? before_own : between);
+    with_queries[t] = reduce_add(query_dot[n]);
+    if constexpr (n > 0) with_probes[t] = reduce_add(probe_dot[n]);
+    if constexpr (Decay::any && !Decay::per_channel && n > 0) {
+      between *= factors[t * factor_stride];
+      const auto decay = [&](auto lag, const T* rows, T factor, T& product) SEQMIX_INLINE_LAMBDA {
+        product *= factor;
+        if (!std::isfinite(product)) [[unlikely]] {
+          product = decay_then_multiply<lag>(rows, source, pitch, factors, factor_stride, s, t);
+        }
+      };
+      decay(std::integral_constant<Index, 0>{}, queries, between, with_queries[t]);
+      decay(std::integral_constant < Index, early ? 1 : 0 > {}, probes, early ? before_own : between, with_probes[t]);
+    }
   });
 }
 

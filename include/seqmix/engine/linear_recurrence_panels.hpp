@@ -8,8 +8,7 @@
 
 #include <algorithm>
 #include <array>
-#include <seqmix/engine/linear_recurrence_chunked.hpp>
-#include <seqmix/engine/linear_recurrence_fused.hpp>
+#include <seqmix/engine/linear_recurrence_delta_chunked.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
 
@@ -27,12 +26,12 @@ class PanelRecurrence {
  public:
   PanelRecurrence(const Problem& problem, Index first, Index last, Workspace& workspace)
       : problem_(problem), first_(first), last_(last) {
-    for (auto& chunk : chunks_) chunk = ChunkCoefficients<T>(key_dim_, workspace);
+    for (auto& chunk : chunks_) chunk = ChunkCoefficientsOf<Delta, T>(key_dim_, workspace);
     for (auto& group : groups_) group = CoefficientsOf<Delta, T, group_tokens>(key_dim_, workspace);
     for (auto& single : singles_) single = CoefficientsOf<Delta, T, 1>(key_dim_, workspace);
     panels_memory_ = workspace.take<T>((last - first) * panel_size_).data();
     staged_ = StagedRows<T>(problem.delta, block, key_dim_, workspace);
-    values_ = workspace.take<T>(chunk_tokens * panel_columns).data();
+    values_ = workspace.take<T>((Delta::low_rank ? 2 : 1) * chunk_tokens * panel_columns).data();
     const Index heads = last_head_ - first_head_ + 1;
     factors_ = workspace.take<T>((Decay::constant ? heads : block) * pitch_).data();
     key_sums_ = workspace.take<T>(Normalizer::any ? heads * pitch_ : 0).data();
@@ -159,7 +158,7 @@ class PanelRecurrence {
   const Index key_dim_ = problem_.key_dim(), value_dim_ = problem_.value_dim(), pitch_ = padded<T>(key_dim_);
   const Index panels_ = (value_dim_ + panel_columns - 1) / panel_columns, panel_size_ = key_dim_ * panel_columns;
   const Index first_head_ = first_ / panels_, last_head_ = (last_ - 1) / panels_;
-  std::array<ChunkCoefficients<T>, chunked ? 2 : 0> chunks_;
+  std::array<ChunkCoefficientsOf<Delta, T>, chunked ? 2 : 0> chunks_;
   std::array<CoefficientsOf<Delta, T, group_tokens>, chunked ? (chunk_tokens - 1) / group_tokens : block / group_tokens>
       groups_;
   std::array<CoefficientsOf<Delta, T, 1>, group_tokens - 1> singles_;
