@@ -23,7 +23,6 @@ const std::set<std::string> pending = {
     "fast_weight",
     "fnet",
     "forgetting_attention",
-    "gated_delta_rule",
     "gated_hyena",
     "gated_slot_attention",
     "h3",

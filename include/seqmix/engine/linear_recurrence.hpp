@@ -55,6 +55,14 @@ void expect_shared_heads(std::string_view operation, std::string_view name, cons
   expect_disjoint(operation, "memory", memory, name, view);
 }
 
+/// The same for a view of one number for each token and head, [L, heads'].
+template <class T>
+void expect_shared_heads(std::string_view operation, std::string_view name, const Sequence<const T>& view,
+                         const MemoryView<T>& memory, const HeadSequence<T>& output) {
+  expect_shared_heads<T>(operation, name, {view.data(), view.length(), view.channels(), 1, view.stride(), 1}, 1, memory,
+                         output);
+}
+
 /// Throws std::invalid_argument unless query and key are [L, heads', K], value [L, heads', V], memory [H, K, V], where H
 /// is a multiple of each heads', the output [L, H, V], and no output overlaps another argument.
 template <class T>
