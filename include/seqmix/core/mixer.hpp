@@ -118,20 +118,14 @@ class RecurrentMixerBase {
   /// y = mixer(x) for a whole sequence from the empty state. x, y [length, channels]. Allocates the states that it
   /// starts from, and nothing else once `workspace` is warm.
   /// Throws std::invalid_argument on wrong shapes and overlapping views.
-  void forward(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
-    internal::expect_input_output<T>(Derived::name, self().channels(), x, y);
-    auto state = self().initial_state();
-    advance_one(state, x, y, workspace);
-  }
+  void forward(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const { forward_with(x, y, workspace); }
 
   /// The next rows of a sequence: reads the state left by the rows before, and leaves that after the last row.
   /// x, y [length, channels], any length. Throws std::invalid_argument on wrong shapes, on overlapping views, and on a
   /// state that isn't one of this mixer's.
   template <class State>
   void prefill(State& state, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
-    internal::expect_input_output<T>(Derived::name, self().channels(), x, y);
-    self().check_state(state);
-    advance_one(state, x, y, workspace);
+    prefill_with(state, x, y, workspace);
   }
 
   /// The next token of a sequence. x, y [channels]. Allocates nothing once `workspace` is warm, but for states that grow
@@ -147,6 +141,38 @@ class RecurrentMixerBase {
   template <class State>
   void prefill(std::span<State* const> states, std::span<const Index> offsets, ConstSequence<T> x, Sequence<T> y,
                Workspace& workspace) const {
+    prefill_with(states, offsets, x, y, workspace);
+  }
+
+  /// The next token of several sequences: row b of x and y [states.size(), channels] belongs to states[b]. Throws as
+  /// prefill does.
+  template <class State>
+  void step(std::span<State* const> states, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    step_with(states, x, y, workspace);
+  }
+
+ protected:
+  // The same for mixers with further streams beside x and y: `streams` are sequences with a row for every row of x, which
+  // the derived class has checked. advance gets them after its workspace, cut as x is.
+
+  template <class... Streams>
+  void forward_with(ConstSequence<T> x, Sequence<T> y, Workspace& workspace, const Streams&... streams) const {
+    internal::expect_input_output<T>(Derived::name, self().channels(), x, y);
+    auto state = self().initial_state();
+    advance_one(state, x, y, workspace, streams...);
+  }
+
+  template <class State, class... Streams>
+  void prefill_with(State& state, ConstSequence<T> x, Sequence<T> y, Workspace& workspace,
+                    const Streams&... streams) const {
+    internal::expect_input_output<T>(Derived::name, self().channels(), x, y);
+    self().check_state(state);
+    advance_one(state, x, y, workspace, streams...);
+  }
+
+  template <class State, class... Streams>
+  void prefill_with(std::span<State* const> states, std::span<const Index> offsets, ConstSequence<T> x, Sequence<T> y,
+                    Workspace& workspace, const Streams&... streams) const {
     internal::expect_input_output<T>(Derived::name, self().channels(), x, y);
     expect(offsets.size() == states.size() + 1, Derived::name, "offsets", "must be one more than states");
     expect(offsets.front() == 0 && offsets.back() == x.length(), Derived::name, "offsets",
@@ -160,39 +186,39 @@ class RecurrentMixerBase {
     }
     if (x.length() == 0) return;
     const auto frame = workspace.frame();
-    advance_passes(SequenceBatch<State>{states, offsets}, x, y, workspace);
+    advance_passes(SequenceBatch<State>{states, offsets}, x, y, workspace, streams...);
   }
 
-  /// The next token of several sequences: row b of x and y [states.size(), channels] belongs to states[b]. Throws as
-  /// prefill does.
-  template <class State>
-  void step(std::span<State* const> states, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+  template <class State, class... Streams>
+  void step_with(std::span<State* const> states, ConstSequence<T> x, Sequence<T> y, Workspace& workspace,
+                 const Streams&... streams) const {
     const auto frame = workspace.frame();
     const auto offsets = workspace.take<Index>(Index(states.size()) + 1);
     for (std::size_t b = 0; b < offsets.size(); ++b) offsets[b] = Index(b);
     expect_shape(Derived::name, "x", {Index(states.size()), self().channels()}, x);
-    prefill(states, std::span<const Index>(offsets), x, y, workspace);
+    prefill_with(states, std::span<const Index>(offsets), x, y, workspace, streams...);
   }
 
  private:
   const Derived& self() const { return static_cast<const Derived&>(*this); }
 
-  template <class State>
-  void advance_one(State& state, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+  template <class State, class... Streams>
+  void advance_one(State& state, ConstSequence<T> x, Sequence<T> y, Workspace& workspace,
+                   const Streams&... streams) const {
     if (x.length() == 0) return;
     const auto frame = workspace.frame();
     State* const states[] = {&state};
     const Index offsets[] = {0, x.length()};
-    advance_passes(SequenceBatch<State>{states, offsets}, x, y, workspace);
+    advance_passes(SequenceBatch<State>{states, offsets}, x, y, workspace, streams...);
   }
 
   /// Calls advance for at most rows_per_pass rows at a time, with the sequences that have rows among them.
-  template <class State>
-  void advance_passes(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y,
-                      Workspace& workspace) const {
+  template <class State, class... Streams>
+  void advance_passes(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace,
+                      const Streams&... streams) const {
     const Index total = batch.total();
     if (total <= Derived::rows_per_pass) {
-      self().advance(batch, x, y, workspace);
+      self().advance(batch, x, y, workspace, streams...);
       return;
     }
     const auto states = workspace.take<State*>(batch.size());
@@ -208,7 +234,8 @@ class RecurrentMixerBase {
       offsets[std::size_t(count)] = end - begin;
       const auto frame = workspace.frame();
       self().advance(SequenceBatch<State>{states.first(std::size_t(count)), offsets.first(std::size_t(count) + 1)},
-                     x.rows(begin, end - begin), y.rows(begin, end - begin), workspace);
+                     x.rows(begin, end - begin), y.rows(begin, end - begin), workspace,
+                     streams.rows(begin, end - begin)...);
     }
   }
 };
