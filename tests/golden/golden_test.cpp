@@ -56,7 +56,6 @@ const std::set<std::string> pending = {
     "rg_lru",
     "routing",
     "rwkv4",
-    "rwkv7",
     "s4",
     "s4d",
     "s5",

@@ -19,7 +19,7 @@
 
 namespace seqmix::inline SEQMIX_ARCH {
 
-/// The state of a mixer that shifts tokens and keeps matrix memories: RWKV-5 and 6.
+/// The state of a mixer that shifts tokens and keeps matrix memories: RWKV-5, 6 and 7.
 template <class T>
 struct TokenShiftState {
   Buffer<T> previous;  // [channels], the last token of the input
