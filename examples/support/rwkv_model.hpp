@@ -1,6 +1,7 @@
-// RWKV language models, versions 5 and 6: what stands around the time mixing that the library has.
+// RWKV language models, versions 5 to 7: what stands around the time mixing that the library has.
 //
-//   Source    Peng et al. 2024, arXiv:2404.05892; BlinkDL/RWKV-LM, RWKV-v5/src/model.py
+//   Source    Peng et al. 2024, arXiv:2404.05892; Peng et al. 2025, arXiv:2503.14456; BlinkDL/RWKV-LM,
+//             RWKV-v5/src/model.py, RWKV-v7/rwkv_v7_demo.py
 //   Layout    BlinkDL's parameter names; the file's metadata gives architecture ("rwkv5"), version ("5.2") and n_layer
 //
 //     x = ln0(embedding[token])
@@ -22,6 +23,7 @@
 #include <seqmix/parts/token_shift.hpp>
 #include <seqmix/recurrent/rwkv5.hpp>
 #include <seqmix/recurrent/rwkv6.hpp>
+#include <seqmix/recurrent/rwkv7.hpp>
 #include <span>
 #include <string>
 #include <string_view>
@@ -51,6 +53,7 @@ struct LayerNorm {
 /// How version 5 mixes a token with the one before it: x * mix + previous * (1 - mix).
 struct InterpolationShift {
   static constexpr std::string_view key_name = "time_mix_k", receptance_name = "time_mix_r";
+  static constexpr bool receptance = true;
 
   template <class T>
   static void apply(ConstSequence<T> x, ConstSequence<T> previous, ConstToken<T> mix, Sequence<T> output) {
@@ -61,6 +64,7 @@ struct InterpolationShift {
 /// How version 6 does: x + (previous - x) * mix.
 struct DifferenceShift {
   static constexpr std::string_view key_name = "time_maa_k", receptance_name = "time_maa_r";
+  static constexpr bool receptance = true;
 
   template <class T>
   static void apply(ConstSequence<T> x, ConstSequence<T> previous, ConstToken<T> mix, Sequence<T> output) {
@@ -69,8 +73,14 @@ struct DifferenceShift {
   }
 };
 
+/// Version 7: as version 6, under another name, and without a receptance.
+struct KeyDifferenceShift : DifferenceShift {
+  static constexpr std::string_view key_name = "x_k", receptance_name = "";
+  static constexpr bool receptance = false;
+};
+
 /// The feed-forward half of a block; a recurrent mixer too, as each token sees the one before it:
-///     y = sigmoid(Wr shift_r(x)) * (Wv max(Wk shift_k(x), 0)^2)
+///     y = sigmoid(Wr shift_r(x)) * (Wv max(Wk shift_k(x), 0)^2), without the sigmoid where there is no receptance
 template <std::floating_point T, class Shift>
 class ChannelMixing : public RecurrentMixerBase<ChannelMixing<T, Shift>, T> {
  public:
@@ -88,10 +98,12 @@ class ChannelMixing : public RecurrentMixerBase<ChannelMixing<T, Shift>, T> {
 
     void visit(auto&& visitor) {
       visitor(Shift::key_name, key_mix, Presence::required);
-      visitor(Shift::receptance_name, receptance_mix, Presence::required);
       visitor("key.weight", key, Presence::required);
       visitor("value.weight", value, Presence::required);
-      visitor("receptance.weight", receptance, Presence::required);
+      if constexpr (Shift::receptance) {
+        visitor(Shift::receptance_name, receptance_mix, Presence::required);
+        visitor("receptance.weight", receptance, Presence::required);
+      }
     }
   };
   struct State {
@@ -105,13 +117,15 @@ class ChannelMixing : public RecurrentMixerBase<ChannelMixing<T, Shift>, T> {
       : channels_(config.channels), key_mix_(weights.key_mix), receptance_mix_(weights.receptance_mix) {
     const Index hidden = weights.key.rows();
     expect_tensor(name, Shift::key_name, {channels_}, weights.key_mix);
-    expect_tensor(name, Shift::receptance_name, {channels_}, weights.receptance_mix);
     expect_tensor(name, "key.weight", {hidden, channels_}, weights.key);
     expect_tensor(name, "value.weight", {channels_, hidden}, weights.value);
-    expect_tensor(name, "receptance.weight", {channels_, channels_}, weights.receptance);
     key_ = Linear<T>(weights.key);
     value_ = Linear<T>(weights.value);
-    receptance_ = Linear<T>(weights.receptance);
+    if constexpr (Shift::receptance) {
+      expect_tensor(name, Shift::receptance_name, {channels_}, weights.receptance_mix);
+      expect_tensor(name, "receptance.weight", {channels_, channels_}, weights.receptance);
+      receptance_ = Linear<T>(weights.receptance);
+    }
   }
 
   Index channels() const { return channels_; }
@@ -126,8 +140,10 @@ class ChannelMixing : public RecurrentMixerBase<ChannelMixing<T, Shift>, T> {
     const auto hidden = key_.apply(shifted, workspace);
     apply_activation(hidden, feature_map::SquaredRelu());
     value_.apply(hidden, y, workspace);
-    Shift::template apply<T>(x, previous, receptance_mix_, shifted);
-    multiply_sigmoid<T>(y, receptance_.apply(shifted, workspace));
+    if constexpr (Shift::receptance) {
+      Shift::template apply<T>(x, previous, receptance_mix_, shifted);
+      multiply_sigmoid<T>(y, receptance_.apply(shifted, workspace));
+    }
     keep_last_tokens(batch, &State::last, x);
   }
 
@@ -137,7 +153,8 @@ class ChannelMixing : public RecurrentMixerBase<ChannelMixing<T, Shift>, T> {
   Linear<T> key_, value_, receptance_;
 };
 
-/// What differs between the versions, other than the time mixing itself.
+/// What differs between the versions, other than the time mixing itself. configure sets what the time mixing of a block
+/// has to be told beside its widths.
 template <class TimeMixing>
 struct VersionOf;
 
@@ -146,6 +163,8 @@ struct VersionOf<Rwkv5<T>> {
   using Shift = InterpolationShift;
   static constexpr std::string_view head_tensor = "att.time_decay";  // its first size is the number of heads
   static constexpr double time_mixing_eps = 1e-5;                    // on the undivided sum, as RWKV/rwkv.cpp has it
+
+  static void configure(typename Rwkv5<T>::Config&, const typename Rwkv5<T>::Weights&, Index) {}
 };
 
 template <class T>
@@ -153,9 +172,35 @@ struct VersionOf<Rwkv6<T>> {
   using Shift = DifferenceShift;
   static constexpr std::string_view head_tensor = "att.time_faaaa";
   static constexpr double time_mixing_eps = 64e-5;
+
+  static void configure(typename Rwkv6<T>::Config& config, const typename Rwkv6<T>::Weights& weights, Index) {
+    config.mix_rank = weights.mix_down.cols() / Index(Rwkv6<T>::inputs.size());
+    config.decay_rank = weights.decay_down.cols();
+  }
 };
 
-/// A whole model, Rwkv5<T> or Rwkv6<T> in its blocks. Immutable, like a mixer: states are values, scratch comes from the
+template <class T>
+struct VersionOf<Rwkv7<T>> {
+  using Shift = KeyDifferenceShift;
+  static constexpr std::string_view head_tensor = "att.r_k";
+  static constexpr double time_mixing_eps = 64e-5;
+
+  static void configure(typename Rwkv7<T>::Config& config, const typename Rwkv7<T>::Weights& weights, Index block) {
+    config.inner = block > 0;
+    config.decay_rank = weights.decay_down.cols();
+    config.rate_rank = weights.rate_down.cols();
+    config.value_rank = weights.value_down.cols();
+    config.gate_rank = weights.gate_down.cols();
+  }
+};
+
+/// Whether the layers after the first are given the values of the first.
+template <class TimeMixing>
+concept PassesValues =
+    requires(const TimeMixing& layer, typename TimeMixing::State& state, Sequence<typename TimeMixing::Scalar> rows,
+             Workspace& workspace) { layer.prefill(state, rows, rows, rows, workspace); };
+
+/// A whole model, Rwkv5<T>, Rwkv6<T> or Rwkv7<T> in its blocks. Immutable, like a mixer: states are values, scratch comes from the
 /// caller's workspace.
 template <class TimeMixing>
 class Model {
@@ -235,13 +280,21 @@ class Model {
     const auto x = workspace.sequence<T>(length, channels());
     const auto normal = workspace.sequence<T>(length, channels());
     const auto mixed = workspace.sequence<T>(length, channels());
+    Sequence<T> first_value;
+    if constexpr (PassesValues<TimeMixing>) {
+      first_value = workspace.sequence<T>(length, blocks_.front().time_mixing.config().attention_channels);
+    }
     for (Index t = 0; t < length; ++t) {
       std::copy_n(embedding_.row(tokens[std::size_t(t)]).data(), channels(), x.row(t));
     }
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
       const Block& block = blocks_[i];
       block.time_norm.apply(x, normal);
-      block.time_mixing.prefill(state[i].time, normal, mixed, workspace);
+      if constexpr (PassesValues<TimeMixing>) {
+        block.time_mixing.prefill(state[i].time, normal, first_value, mixed, workspace);
+      } else {
+        block.time_mixing.prefill(state[i].time, normal, mixed, workspace);
+      }
       add(mixed, x);
       block.channel_norm.apply(x, normal);
       block.channel_mixing.prefill(state[i].channel, normal, mixed, workspace);
@@ -264,11 +317,11 @@ class Model {
     Feedforward channel_mixing;
 
     Block(const SafetensorsFile& file, Index index, Index channels)
-        : Block(file, "blocks." + std::to_string(index) + ".", channels) {}
+        : Block(file, "blocks." + std::to_string(index) + ".", index, channels) {}
 
    private:
-    Block(const SafetensorsFile& file, const std::string& prefix, Index channels)
-        : time_mixing(load_time_mixing(file, prefix, channels)),
+    Block(const SafetensorsFile& file, const std::string& prefix, Index index, Index channels)
+        : time_mixing(load_time_mixing(file, prefix, index, channels)),
           channel_mixing(load_channel_mixing(file, prefix, channels)) {
       describe(file, prefix, [&] {
         load_weights(time_norm, file, prefix + "ln1.");
@@ -279,7 +332,8 @@ class Model {
     }
   };
 
-  static TimeMixing load_time_mixing(const SafetensorsFile& file, const std::string& prefix, Index channels) {
+  static TimeMixing load_time_mixing(const SafetensorsFile& file, const std::string& prefix, Index block,
+                                     Index channels) {
     return describe(file, prefix + "att", [&] {
       typename TimeMixing::Weights weights;
       load_weights(weights, file, prefix + "att.");
@@ -289,6 +343,7 @@ class Model {
       config.attention_channels = file.matrix<T>(prefix + "att.key.weight").rows();
       config.heads = heads.empty() ? 1 : heads.front();
       config.norm_eps = T(Version::time_mixing_eps);
+      Version::configure(config, weights, block);
       return TimeMixing(config, std::move(weights));
     });
   }
@@ -338,7 +393,7 @@ class Model {
 
 /// A model of any version that is known.
 template <std::floating_point T>
-using AnyModel = std::variant<Model<Rwkv5<T>>, Model<Rwkv6<T>>>;
+using AnyModel = std::variant<Model<Rwkv5<T>>, Model<Rwkv6<T>>, Model<Rwkv7<T>>>;
 
 /// Loads a checkpoint, of the version that its metadata names. Throws SafetensorsError on other versions, and as Model
 /// does.
@@ -353,10 +408,11 @@ AnyModel<T> load_model(const SafetensorsFile& file) {
     if (version == known) return Model<Rwkv5<T>>(file);
   }
   if (version == "rwkv6 6.0") return Model<Rwkv6<T>>(file);
-  const bool later = version == "rwkv4 4.0" || version == "rwkv7 7.0";
+  if (version == "rwkv7 7.0") return Model<Rwkv7<T>>(file);
+  const bool later = version == "rwkv4 4.0";
   throw SafetensorsError(file.path() + ": architecture and version \"" + version +
                          (later ? "\" are not supported yet" : "\" are unknown") +
-                         "; supported are rwkv5 5.0, rwkv5 5.1, rwkv5 5.2, rwkv6 6.0");
+                         "; supported are rwkv5 5.0, rwkv5 5.1, rwkv5 5.2, rwkv6 6.0, rwkv7 7.0");
 }
 
 /// The token with the largest logit.

@@ -12,9 +12,12 @@ TEST_CASE("real models give the logits and texts known for them, in double", "[m
   check_real_models<double>();
 }
 
-TEST_CASE("a checkpoint of random numbers is the same through every path", "[models]") {
-  const auto any = rwkv::load_model<double>(SafetensorsFile(SampleCheckpoint().bytes(), "sample"));
-  const auto& model = std::get<rwkv::Model<Rwkv5<double>>>(any);
+/// The random checkpoint of a version gives the same through every path.
+template <class TimeMixing>
+void check_sample(int version) {
+  INFO("version " << version);
+  const auto any = rwkv::load_model<double>(SafetensorsFile(SampleCheckpoint(version).bytes(), "sample"));
+  const auto& model = std::get<rwkv::Model<TimeMixing>>(any);
   CHECK(model.layers() == 2);
   CHECK(model.vocabulary() == 16);
   Rng rng(9);
@@ -36,6 +39,11 @@ TEST_CASE("a checkpoint of random numbers is the same through every path", "[mod
   }
   CHECK_THROWS_AS(model.prefill(other, tokens, Sequence<double>(logits).columns(0, 15), workspace),
                   std::invalid_argument);
+}
+
+TEST_CASE("a checkpoint of random numbers is the same through every path", "[models]") {
+  check_sample<Rwkv5<double>>(5);
+  check_sample<Rwkv7<double>>(7);
 }
 
 }  // namespace

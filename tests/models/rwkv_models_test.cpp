@@ -39,16 +39,16 @@ TEST_CASE("broken checkpoints are refused", "[models]") {
     for (const std::string version : {"5.3", "", "52", "6.0"}) {
       SampleCheckpoint bad;
       bad.metadata["version"] = version;
-      check_refused(bad,
-                    "\"rwkv5 " + version + "\" are unknown; supported are rwkv5 5.0, rwkv5 5.1, rwkv5 5.2, rwkv6 6.0");
+      check_refused(bad, "\"rwkv5 " + version +
+                             "\" are unknown; supported are rwkv5 5.0, rwkv5 5.1, rwkv5 5.2, rwkv6 6.0, rwkv7 7.0");
     }
     SampleCheckpoint bad;
     bad.metadata["architecture"] = "llama";
     check_refused(bad, "\"llama 5.2\" are unknown");
     bad.metadata = {};
     check_refused(bad, "\"(none) (none)\" are unknown");
-    bad.metadata = {{"architecture", "rwkv7"}, {"version", "7.0"}};
-    check_refused(bad, "\"rwkv7 7.0\" are not supported yet");
+    bad.metadata = {{"architecture", "rwkv4"}, {"version", "4.0"}};
+    check_refused(bad, "\"rwkv4 4.0\" are not supported yet");
   }
   SECTION("numbers of blocks") {
     for (const std::string count : {"", "0", "-1", "2x", "9999999", "99999999999999999999"}) {
@@ -68,10 +68,23 @@ TEST_CASE("broken checkpoints are refused", "[models]") {
       // What the layer, not the file, calls required is named as the layer knows it.
       check_refused(bad, name.ends_with("time_faaaa") ? "time_faaaa" : "tensor \"" + name + "\": missing");
     }
+    for (const auto& [name, shape] : SampleCheckpoint(7).shapes) {
+      SampleCheckpoint bad(7);
+      bad.shapes.erase(name);
+      const std::string last = name.substr(name.rfind('.') + 1);
+      const bool of_first_value = last == "v0" || last == "v1" || last == "v2";
+      check_refused(bad, of_first_value ? "rwkv7: " + last + ": missing" : "tensor \"" + name + "\": missing");
+    }
   }
   SECTION("wrong shapes") {
     for (const auto& [name, shape] : good.shapes) {
       SampleCheckpoint bad;
+      bad.shapes[name] = {3, 5};
+      INFO(name);
+      CHECK_THROWS_AS(rwkv::load_model<float>(SafetensorsFile(bad.bytes(), "sample")), SafetensorsError);
+    }
+    for (const auto& [name, shape] : SampleCheckpoint(7).shapes) {
+      SampleCheckpoint bad(7);
       bad.shapes[name] = {3, 5};
       INFO(name);
       CHECK_THROWS_AS(rwkv::load_model<float>(SafetensorsFile(bad.bytes(), "sample")), SafetensorsError);
