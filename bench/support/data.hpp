@@ -112,36 +112,45 @@ std::vector<double> reference_attention(const float* query, Sequence<const float
   return mixed;
 }
 
-/// A linear recurrence of one head, token by token: S = diag(decay) S + k v^T from S = 0, and y = scale q^T S, where a
-/// bonus reads the memory before the update and adds q^T diag(bonus) k v^T.
-class ReferenceRecurrence {
+/// The memory S [key_dim, value_dim] of one head of a linear recurrence, at first 0, in double.
+class ReferenceMemory {
  public:
-  ReferenceRecurrence(Index key_dim, Index value_dim)
-      : key_dim_(key_dim), value_dim_(value_dim), memory_(static_cast<std::size_t>(key_dim * value_dim)) {}
+  ReferenceMemory(Index key_dim, Index value_dim)
+      : key_dim_(key_dim), value_dim_(value_dim), numbers_(static_cast<std::size_t>(key_dim * value_dim)) {}
 
-  /// The row of y of the next token. decay(i) is the factor of key channel i; bonus is null or [key_dim].
-  template <class DecayOf>
-  std::vector<double> next(const float* query, const float* key, const float* value, double scale, const DecayOf& decay,
-                           const float* bonus) {
-    std::vector<double> y(static_cast<std::size_t>(value_dim_));
+  /// scale * query^T S.
+  std::vector<double> read(const float* query, double scale) const {
+    std::vector<double> result(static_cast<std::size_t>(value_dim_));
     for (Index i = 0; i < key_dim_; ++i) {
-      double* const row = memory_.data() + i * value_dim_;
-      const double factor = decay(i), q = scale * double(query[i]), k = double(key[i]);
-      for (Index j = 0; j < value_dim_; ++j) {
-        const double added = k * double(value[j]);
-        if (bonus != nullptr) y[std::size_t(j)] += q * (row[j] + double(bonus[i]) * added);
-        row[j] = factor * row[j] + added;
-        if (bonus == nullptr) y[std::size_t(j)] += q * row[j];
-      }
+      const double weight = scale * double(query[i]);
+      const double* const row = numbers_.data() + i * value_dim_;
+      for (Index j = 0; j < value_dim_; ++j) result[std::size_t(j)] += weight * row[j];
     }
-    return y;
+    return result;
   }
 
-  const std::vector<double>& memory() const { return memory_; }
+  /// Multiplies row i by factor(i).
+  template <class FactorOf>
+  void fade(const FactorOf& factor) {
+    for (Index i = 0; i < key_dim_; ++i) {
+      const double f = factor(i);
+      for (Index j = 0; j < value_dim_; ++j) numbers_[std::size_t(i * value_dim_ + j)] *= f;
+    }
+  }
+
+  /// S += key value^T.
+  void add(const float* key, const std::vector<double>& value) {
+    for (Index i = 0; i < key_dim_; ++i) {
+      const double k = double(key[i]);
+      for (Index j = 0; j < value_dim_; ++j) numbers_[std::size_t(i * value_dim_ + j)] += k * value[std::size_t(j)];
+    }
+  }
+
+  const std::vector<double>& numbers() const { return numbers_; }
 
  private:
   Index key_dim_, value_dim_;
-  std::vector<double> memory_;  // [key_dim, value_dim]
+  std::vector<double> numbers_;  // [key_dim, value_dim]
 };
 
 }  // namespace seqmix::bench

@@ -7,12 +7,25 @@
 namespace seqmix::bench {
 namespace {
 
+/// Scales every head of every row to norm 1.
+Tensor normalised(Tensor tensor) {
+  const auto view = tensor.view();
+  for (Index t = 0; t < view.length(); ++t) {
+    for (Index h = 0; h < view.heads(); ++h) {
+      double squares = 0;
+      for (Index i = 0; i < view.head_dim(); ++i) squares += double(view(t, h, i)) * double(view(t, h, i));
+      for (Index i = 0; i < view.head_dim(); ++i) view(t, h, i) = float(double(view(t, h, i)) / std::sqrt(squares));
+    }
+  }
+  return tensor;
+}
+
 /// Owns what RecurrenceStreams views.
 struct Data {
-  Data(const RecurrenceShape& of, Index length, int threads)
+  Data(const RecurrenceCore& core, const RecurrenceShape& of, Index length, int threads)
       : shape(of),
         query(length, of.heads, of.key_dim, -1, 1, rng),
-        key(length, of.heads, of.key_dim, -1, 1, rng),
+        key(normalised(Tensor(length, of.heads, of.key_dim, -1, 1, rng))),
         value(length, of.heads, of.value_dim, -1, 1, rng),
         log_decay(length, of.heads, of.key_dim, -0.2, 0, rng),
         output(length, of.heads, of.value_dim),
@@ -20,15 +33,23 @@ struct Data {
         bonus(1, of.heads, of.key_dim, -1, 1, rng),
         head_log_decay(1, 1, of.heads),
         key_sum(1, of.heads, of.key_dim),
+        beta(core.removal == Removal::delta_rule ? length : 0, 1, of.heads, 0, 1, rng),
+        a(normalised(Tensor(core.removal == Removal::low_rank ? length : 0, of.heads, of.key_dim, -1, 1, rng))),
+        b(a),
         memory(static_cast<std::size_t>(of.heads * of.key_dim * of.value_dim)),
         workspace(executor(threads)) {
     for (Index h = 0; h < of.heads; ++h) {
       head_log_decay.view()(0, 0, h) = float(std::log1p(-std::exp2(-5.0 - double(h))));
     }
+    for (float& number : b.numbers()) number *= -float(rng.uniform());
   }
 
   /// Tokens begin .. begin + count - 1.
   RecurrenceStreams streams(Index begin, Index count) {
+    // Streams that the core does not take are empty.
+    const auto rows_of = [&](Tensor& tensor) {
+      return tensor.view().length() == 0 ? tensor.view() : tensor.view().rows(begin, count);
+    };
     const auto of_head = [&](Tensor& tensor) {
       return Sequence<float>(tensor.numbers().data(), shape.heads, shape.key_dim);
     };
@@ -41,7 +62,10 @@ struct Data {
             Token<const float>(head_log_decay.numbers().data(), shape.heads),
             output.view().rows(begin, count),
             MemoryView<float>(memory, shape.heads, shape.key_dim, shape.value_dim),
-            of_head(key_sum)};
+            of_head(key_sum),
+            rows_of(beta).flat(),
+            rows_of(a),
+            rows_of(b)};
   }
 
   void clear() {
@@ -51,7 +75,7 @@ struct Data {
 
   Rng rng{3};
   RecurrenceShape shape;
-  Tensor query, key, value, log_decay, output, channel_log_decay, bonus, head_log_decay, key_sum;
+  Tensor query, key, value, log_decay, output, channel_log_decay, bonus, head_log_decay, key_sum, beta, a, b;
   Buffer<float> memory;
   Workspace workspace;
 };
@@ -67,14 +91,32 @@ void check_recurrence(const RecurrenceCore& core, Data& data, Index begin, Index
     std::transform(from, from + shape.key_dim, to.begin(), [&](float x) { return core.feature ? core.feature(x) : x; });
   };
   for (const Index h : {Index(0), shape.heads - 1}) {
-    ReferenceRecurrence reference(shape.key_dim, shape.value_dim);
+    ReferenceMemory reference(shape.key_dim, shape.value_dim);
     std::vector<double> key_sum(std::size_t(shape.key_dim));
     for (Index t = 0; t < length; ++t) {
       feature(streams.query.row(t, h), query);
       feature(streams.key.row(t, h), key);
       const auto decay = [&](Index i) { return core.log_decay ? std::exp(core.log_decay(streams, t, h, i)) : 1.0; };
-      auto expected = reference.next(query.data(), key.data(), streams.value.row(t, h), core.scale, decay,
-                                     core.bonus ? streams.bonus.row(h) : nullptr);
+      const float* const of_value = streams.value.row(t, h);
+      std::vector<double> value(of_value, of_value + shape.value_dim), expected, removed;
+      if (core.bonus) {
+        expected = reference.read(query.data(), core.scale);
+        double weight = 0;
+        for (Index i = 0; i < shape.key_dim; ++i) {
+          weight +=
+              core.scale * double(query[std::size_t(i)]) * double(streams.bonus(h, i)) * double(key[std::size_t(i)]);
+        }
+        for (std::size_t j = 0; j < value.size(); ++j) expected[j] += weight * value[j];
+      }
+      if (core.removal == Removal::low_rank) removed = reference.read(streams.a.row(t, h), 1);
+      reference.fade(decay);
+      if (core.removal == Removal::low_rank) reference.add(streams.b.row(t, h), removed);
+      if (core.removal == Removal::delta_rule) {
+        removed = reference.read(key.data(), 1);
+        for (std::size_t j = 0; j < value.size(); ++j) value[j] = double(streams.beta(t, h)) * (value[j] - removed[j]);
+      }
+      reference.add(key.data(), value);
+      if (!core.bonus) expected = reference.read(query.data(), core.scale);
       if (core.divisor) {
         double weight = 0;
         for (Index i = 0; i < shape.key_dim; ++i) {
@@ -86,7 +128,7 @@ void check_recurrence(const RecurrenceCore& core, Data& data, Index begin, Index
       }
       if (t >= begin) outputs.add(streams.output.row(t, h), expected.data(), shape.value_dim);
     }
-    memories.add(streams.memory.row(h, 0), reference.memory().data(), shape.key_dim * shape.value_dim);
+    memories.add(streams.memory.row(h, 0), reference.numbers().data(), shape.key_dim * shape.value_dim);
   }
   outputs.expect_within(5e-5, "the recurrence");
   memories.expect_within(5e-5, "its memory");
@@ -97,7 +139,7 @@ void check_recurrence(const RecurrenceCore& core, Data& data, Index begin, Index
 Case recurrence(const RecurrenceCore& core, const RecurrenceShape& shape, Index length, Index context, int threads) {
   constexpr Index spare = 16;  // steps go round these tokens, which follow the context
   const bool step = context > 0;
-  const auto data = std::make_shared<Data>(shape, step ? context + spare : length, threads);
+  const auto data = std::make_shared<Data>(core, shape, step ? context + spare : length, threads);
   Case result;
   if (step) {
     core.call(data->streams(0, context), data->workspace);

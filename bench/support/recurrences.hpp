@@ -1,4 +1,5 @@
-// Benchmarks of linear recurrences with a matrix memory, whose cores differ only in their decay and bonus.
+// Benchmarks of linear recurrences with a matrix memory, whose cores differ only in their decay, their bonus and what they
+// take out of the memory.
 #pragma once
 
 #include <seqmix/core/workspace.hpp>
@@ -17,7 +18,7 @@ struct RecurrenceShape {
 
 /// What a core reads and writes: every input that any of them takes. Rows are tokens.
 struct RecurrenceStreams {
-  HeadSequence<const float> query, key, value;  // [length, heads, key_dim or value_dim]
+  HeadSequence<const float> query, key, value;  // [length, heads, key_dim or value_dim]; keys have norm 1
   HeadSequence<const float> log_decay;          // [length, heads, key_dim], -0.2 to 0
   Sequence<const float> channel_log_decay;      // [heads, key_dim], -0.2 to 0
   Sequence<const float> bonus;                  // [heads, key_dim]
@@ -25,6 +26,16 @@ struct RecurrenceStreams {
   HeadSequence<float> output;                   // [length, heads, value_dim]
   MemoryView<float> memory;                     // [heads, key_dim, value_dim]
   Sequence<float> key_sum;                      // [heads, key_dim], of cores that divide by it
+  Sequence<const float> beta;                   // [length, heads], 0 to 1, of delta rules
+  HeadSequence<const float> a, b;               // [length, heads, key_dim], of low-rank ones: u and -rate * u, where u
+                                                // has norm 1 and the rates are 0 to 1
+};
+
+/// What a token takes out of the memory S before it adds its value, decay being the diagonal matrix of factors.
+enum class Removal {
+  none,
+  delta_rule,  // beta k (k^T decay S): the value added is beta (v - (decay S)^T k)
+  low_rank     // -b (a^T S), of the memory before the decay
 };
 
 /// A core and its equations.
@@ -32,9 +43,10 @@ struct RecurrenceCore {
   void (*call)(const RecurrenceStreams& streams, Workspace& workspace);
   Decay work;                                                                                  // its minimum work
   double (*log_decay)(const RecurrenceStreams& streams, Index t, Index h, Index i) = nullptr;  // null: none
-  bool bonus = false;                 // reads the memory before the update, and the token by a bonus
-  double scale = 1;                   // of the output
-  float (*feature)(float) = nullptr;  // of every query and key channel; null: itself
+  bool bonus = false;  // reads the memory before the update, and the token by a bonus
+  Removal removal = Removal::none;
+  double scale = 1;                                       // of the output
+  float (*feature)(float) = nullptr;                      // of every query and key channel; null: itself
   double (*divisor)(double query_dot_key_sum) = nullptr;  // of the output; null: none
 };
 

@@ -42,16 +42,21 @@ inline double least_seconds(const Work& work, const Peaks& peak) {
   return std::max(compute, memory);
 }
 
-/// How the state of a linear recurrence decays, and what that costs for each token.
+/// How the state of a linear recurrence decays and what is taken out of it, and what that costs for each token.
 struct Decay {
-  double flops_per_channel;  // decays, bonus and scales, for each key channel
-  double exps_per_channel;   // where the decay is given as a logarithm
-  double streams;            // input and output rows of D numbers
+  double flops_per_channel;   // decays, bonus and scales, for each key channel
+  double exps_per_channel;    // where the decay is given as a logarithm
+  double streams;             // input and output rows of D numbers
+  double flops_per_cell = 4;  // for each number of the state: a multiply-add for each product of a vector with it
 };
-inline constexpr Decay no_decay{4, 0, 4};             // linear attention
-inline constexpr Decay constant_decay{4, 0, 4};       // retention
-inline constexpr Decay constant_with_bonus{5, 0, 4};  // RWKV-5
-inline constexpr Decay channel_decay{5, 1, 5};        // RWKV-6, gated linear attention
+inline constexpr Decay no_decay{4, 0, 4};                     // linear attention
+inline constexpr Decay constant_decay{4, 0, 4};               // retention
+inline constexpr Decay constant_with_bonus{5, 0, 4};          // RWKV-5
+inline constexpr Decay channel_decay{5, 1, 5};                // RWKV-6, gated linear attention
+inline constexpr Decay no_decay_delta{0, 0, 4, 6};            // delta rule
+inline constexpr Decay token_decay_delta{8, 1.0 / 64, 4, 6};  // gated delta rule, heads of 64
+inline constexpr Decay channel_decay_delta{5, 1, 5, 6};       // Kimi delta attention
+inline constexpr Decay channel_decay_low_rank{0, 1, 7, 8};    // RWKV-7
 
 namespace work {
 
@@ -76,12 +81,14 @@ inline Work attention_step(Index context, Index heads, Index key_value_heads, In
   return work;
 }
 
-/// S_t = decay * S_{t-1} + k v^T, y = q S of a whole sequence: a multiply-add for each of the two products.
+/// S_t = decay * S_{t-1} + k v^T, y = q S of a whole sequence: a multiply-add for each of the two products, and for those
+/// of a delta rule.
 inline Work linear_recurrence(Index length, Index heads, Index key_dim, Index value_dim, const Decay& decay) {
   const double channels = double(heads * key_dim);
-  return double(length) * Work{.flops = 4 * channels * double(value_dim) + decay.flops_per_channel * channels,
-                               .exps = decay.exps_per_channel * channels,
-                               .streamed_bytes = 4 * decay.streams * channels};
+  return double(length) *
+         Work{.flops = decay.flops_per_cell * channels * double(value_dim) + decay.flops_per_channel * channels,
+              .exps = decay.exps_per_channel * channels,
+              .streamed_bytes = 4 * decay.streams * channels};
 }
 
 /// The same for one token: the state, which is read and written, counts instead of the streams.
