@@ -26,7 +26,6 @@ const std::set<std::string> pending = {
     "gated_slot_attention",
     "h3",
     "hgrn",
-    "hgrn2",
     "hyena",
     "linformer",
     "log_linear_attention",
