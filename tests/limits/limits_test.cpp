@@ -16,32 +16,10 @@
 #include <seqmix/sparse/block_sparse_attention.hpp>
 #include <vector>
 
-namespace seqmix::test {
+#include "limits/limits.hpp"
+
+namespace seqmix::test::limits {
 namespace {
-
-constexpr Index heads = 3, key_dim = 11, value_dim = 19;
-
-/// Random numbers [length, heads, dim] and a view of them.
-template <class T>
-struct Stream {
-  Stream(Index length, Index head_count, Index dim, Rng& rng, double scale = 1.0)
-      : numbers(normal_matrix<T>(length, head_count * dim, scale, rng)), view(Sequence<T>(numbers).heads(head_count)) {}
-  Matrix<T> numbers;
-  HeadSequence<T> view;
-};
-
-/// Largest difference, as a share of the largest value of `a`.
-template <class T>
-double difference(const Matrix<T>& a, const Matrix<T>& b) {
-  return double((a - b).cwiseAbs().maxCoeff()) / double(a.cwiseAbs().maxCoeff());
-}
-
-/// Both sides round every one of at most `length` sums and products once: their errors add up, at worst, to twice that
-/// many half-units, of terms that are no larger than the largest output times a small constant (normal inputs).
-template <class T>
-double tolerance(Index length) {
-  return 4.0 * double(length) * double(std::numeric_limits<T>::epsilon());
-}
 
 TEMPLATE_TEST_CASE("retention that forgets nothing is linear attention without feature map and norm", "", float,
                    double) {
@@ -146,4 +124,4 @@ TEMPLATE_TEST_CASE("block-sparse attention with all blocks is dense", "", float,
 }
 
 }  // namespace
-}  // namespace seqmix::test
+}  // namespace seqmix::test::limits

@@ -42,10 +42,12 @@ void rwkv7(ConstHeadSequence<T> receptance, ConstHeadSequence<T> key, ConstHeadS
   expect_shared_heads<T>("rwkv7", "log_decay", log_decay, memory.key_dim(), memory, output);
   expect_shared_heads<T>("rwkv7", "a", a, memory.key_dim(), memory, output);
   expect_shared_heads<T>("rwkv7", "b", b, memory.key_dim(), memory, output);
-  LinearRecurrenceProblem<T, decay::PerTokenChannel<T>, readout::AfterUpdate<T>, normalizer::None<T>, delta::LowRank<T>>
-      problem{receptance, key, value, {log_decay}, {}, {}, T(1), memory, output};
-  problem.delta = {a, b};
-  linear_recurrence(problem, workspace);
+  constexpr RowMap<T> map = row_map<T>;
+  linear_recurrence(
+      LinearRecurrenceProblem<T, decay::PerTokenChannel<T>, readout::AfterUpdate<T>, normalizer::None<T>,
+                              delta::LowRank<T>>{
+          receptance, key, value, {log_decay}, {}, {}, T(1), memory, output, map, map, {a, b}},
+      workspace);
 }
 
 /// The time-mixing layer of RWKV-7.
