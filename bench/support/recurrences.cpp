@@ -96,6 +96,7 @@ void check_recurrence(const RecurrenceCore& core, Data& data, Index begin, Index
     for (Index t = 0; t < length; ++t) {
       feature(streams.query.row(t, h), query);
       feature(streams.key.row(t, h), key);
+      for (Index i = 0; core.key && i < shape.key_dim; ++i) key[std::size_t(i)] = core.key(streams, t, h, i);
       const auto decay = [&](Index i) { return core.log_decay ? std::exp(core.log_decay(streams, t, h, i)) : 1.0; };
       const float* const of_value = streams.value.row(t, h);
       std::vector<double> value(of_value, of_value + shape.value_dim), expected, removed;

@@ -48,6 +48,7 @@ struct RecurrenceCore {
   double scale = 1;                                       // of the output
   float (*feature)(float) = nullptr;                      // of every query and key channel; null: itself
   double (*divisor)(double query_dot_key_sum) = nullptr;  // of the output; null: none
+  float (*key)(const RecurrenceStreams& streams, Index t, Index h, Index i) = nullptr;  // null: that of the streams
 };
 
 /// A whole sequence from an empty memory, or with `context` > 0 a single token after that many.
