@@ -1,6 +1,7 @@
 // Token shift: mixing each token with the one before it, as all RWKV layers begin.
 //
-//   Source    Peng et al. 2023, arXiv:2305.13048 (RWKV-4); Peng et al. 2024, arXiv:2404.05892 (RWKV-5 and 6)
+//   Source    Peng et al. 2023, arXiv:2305.13048 (RWKV-4); Peng et al. 2024, arXiv:2404.05892 (RWKV-5 and 6);
+//             Peng et al. 2025, arXiv:2503.14456 (RWKV-7)
 //
 // x, previous, output [length, channels]; mix weights [channels]. O(length * channels), nothing here allocates. `output`
 // may be any of the inputs, but not overlap one otherwise.
@@ -85,7 +86,7 @@ void interpolate_tokens(ConstSequence<T> x, ConstSequence<T> previous, ConstToke
   }
 }
 
-/// output = previous - x: the difference that RWKV-6 adds a part of.
+/// output = previous - x: the difference that RWKV-6 and 7 add a part of.
 template <class T>
 void subtract_tokens(ConstSequence<T> previous, ConstSequence<T> x, Sequence<T> output) {
   assert(x.length() == output.length() && previous.length() == output.length());
