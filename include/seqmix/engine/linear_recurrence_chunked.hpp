@@ -74,7 +74,7 @@ void mix_source(const Problem& problem, const LinearRecurrenceHead<T>& head, con
       return reduce_add(even + odd);
     };
     for (Index t = s; t < chunk_tokens; ++t) {
-      const auto probe = [&] SEQMIX_INLINE_LAMBDA {
+      const auto probe = [&]() SEQMIX_INLINE_LAMBDA {
         if (t == s) return;
         removal[t * stride] +=
             dot([&](auto v) SEQMIX_INLINE_LAMBDA { return load(probes + t * pitch + i + v * width); });

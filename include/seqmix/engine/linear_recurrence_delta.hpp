@@ -120,7 +120,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
     });
     store(rows, after);
     unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
-      const auto probe = [&] SEQMIX_INLINE_LAMBDA {
+      const auto probe = [&]() SEQMIX_INLINE_LAMBDA {
         store(result.probes + (i * Tokens + t * width), load(probes + t * pitch + i) * before);
       };
       if constexpr (low_rank) probe();
