@@ -337,8 +337,8 @@ double core_difference(Index length, Index heads, Index key_dim, Index value_dim
   }
   a = rounded(a), b = rounded(b);
 
-  const Matrix<T> r_t = r.cast<T>(), k_t = k.cast<T>(), v_t = v.cast<T>(), w_t = w.cast<T>(), a_t = a.cast<T>(),
-                  b_t = b.cast<T>();
+  const auto typed = [](const Matrixd& x) { return Matrix<T>(x.cast<T>()); };
+  const Matrix<T> r_t = typed(r), k_t = typed(k), v_t = typed(v), w_t = typed(w), a_t = typed(a), b_t = typed(b);
   Matrix<T> y = Matrix<T>::Constant(length, heads * value_dim, std::numeric_limits<T>::quiet_NaN());
   Buffer<T> memory(std::size_t(heads * key_dim * value_dim));
   Workspace workspace;
