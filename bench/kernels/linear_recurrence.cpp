@@ -70,34 +70,82 @@ const RecurrenceCore per_token_channel_bonus{
     .bonus = true};
 
 /// An order of evaluation, whichever linear_recurrence would take.
+template <RecurrenceOrder order, class DecayPolicy, class Delta = delta::None<float>>
+void run_in_order(const RecurrenceStreams& s, const DecayPolicy& decay, Workspace& workspace, const Delta& delta = {}) {
+  LinearRecurrenceProblem<float, DecayPolicy, readout::AfterUpdate<float>, normalizer::None<float>, Delta> problem{
+      s.query, s.key, s.value, decay, {}, {}, 1.0f, s.memory, s.output};
+  problem.delta = delta;
+  linear_recurrence_panels<order>(problem, workspace);
+}
+
+double log_decay_of_channel(const RecurrenceStreams& s, Index t, Index h, Index i) {
+  return double(s.log_decay(t, h, i));
+}
+
+template <RecurrenceOrder order>
+const RecurrenceCore none_in_order{
+    .call = [](const RecurrenceStreams& s,
+               Workspace& workspace) { run_in_order<order>(s, decay::None<float>{}, workspace); },
+    .work = no_decay};
+
 template <RecurrenceOrder order>
 const RecurrenceCore per_head_in_order{
-    .call =
-        [](const RecurrenceStreams& s, Workspace& workspace) {
-          linear_recurrence_panels<order>(
-              LinearRecurrenceProblem<float, decay::PerHead<float>>{
-                  s.query, s.key, s.value, {s.head_log_decay}, {}, {}, 1.0f, s.memory, s.output},
-              workspace);
-        },
+    .call = [](const RecurrenceStreams& s,
+               Workspace& workspace) { run_in_order<order>(s, decay::PerHead<float>{s.head_log_decay}, workspace); },
     .work = constant_decay,
     .log_decay = [](const RecurrenceStreams& s, Index, Index h, Index) { return double(s.head_log_decay[h]); }};
 
 template <RecurrenceOrder order>
 const RecurrenceCore per_token_channel_in_order{
+    .call = [](const RecurrenceStreams& s,
+               Workspace& workspace) { run_in_order<order>(s, decay::PerTokenChannel<float>{s.log_decay}, workspace); },
+    .work = channel_decay,
+    .log_decay = log_decay_of_channel};
+
+template <RecurrenceOrder order>
+const RecurrenceCore delta_rule_in_order{.call =
+                                             [](const RecurrenceStreams& s, Workspace& workspace) {
+                                               run_in_order<order>(s, decay::None<float>{}, workspace,
+                                                                   delta::Rule<float>{s.beta});
+                                             },
+                                         .work = no_decay_delta,
+                                         .removal = Removal::delta_rule};
+
+template <RecurrenceOrder order>
+const RecurrenceCore decayed_delta_rule_in_order{
     .call =
         [](const RecurrenceStreams& s, Workspace& workspace) {
-          linear_recurrence_panels<order>(
-              LinearRecurrenceProblem<float, decay::PerTokenChannel<float>>{
-                  s.query, s.key, s.value, {s.log_decay}, {}, {}, 1.0f, s.memory, s.output},
-              workspace);
+          run_in_order<order>(s, decay::PerTokenChannel<float>{s.log_decay}, workspace, delta::Rule<float>{s.beta});
         },
-    .work = channel_decay,
-    .log_decay = [](const RecurrenceStreams& s, Index t, Index h, Index i) { return double(s.log_decay(t, h, i)); }};
+    .work = channel_decay_delta,
+    .log_decay = log_decay_of_channel,
+    .removal = Removal::delta_rule};
+
+template <RecurrenceOrder order>
+const RecurrenceCore low_rank_in_order{.call =
+                                           [](const RecurrenceStreams& s, Workspace& workspace) {
+                                             run_in_order<order>(s, decay::PerTokenChannel<float>{s.log_decay},
+                                                                 workspace, delta::LowRank<float>{s.a, s.b});
+                                           },
+                                       .work = channel_decay_low_rank,
+                                       .log_decay = log_decay_of_channel,
+                                       .removal = Removal::low_rank};
 
 void add_variant(const std::string& name, const RecurrenceCore& core, const RecurrenceShape& shape) {
   const std::string size = "/head_dim:" + std::to_string(shape.key_dim) + "x" + std::to_string(shape.value_dim);
   add_benchmark("kernel/linear_recurrence/" + name + "/length:2048" + size,
                 [=](int threads) { return recurrence(core, shape, 2048, 0, threads); });
+}
+
+/// Both orders of everything, to see which of them linear_recurrence should take.
+template <RecurrenceOrder order>
+void add_in_order(const std::string& name, const RecurrenceShape& shape) {
+  add_variant(name + "/none", none_in_order<order>, shape);
+  add_variant(name + "/per_head", per_head_in_order<order>, shape);
+  add_variant(name + "/per_token_channel", per_token_channel_in_order<order>, shape);
+  add_variant(name + "/delta_rule", delta_rule_in_order<order>, shape);
+  add_variant(name + "/per_token_channel_delta_rule", decayed_delta_rule_in_order<order>, shape);
+  add_variant(name + "/per_token_channel_low_rank", low_rank_in_order<order>, shape);
 }
 
 const bool registered = [] {
@@ -110,8 +158,11 @@ const bool registered = [] {
   add_variant("per_head", per_head, {.heads = 12, .key_dim = 64, .value_dim = 128});
   add_variant("per_head", per_head, {.heads = 6, .key_dim = 128, .value_dim = 128});
   add_variant("per_token_channel", per_token_channel, {.heads = 6, .key_dim = 128, .value_dim = 128});
-  add_variant("per_head_chunked", per_head_in_order<RecurrenceOrder::chunked>, {});
-  add_variant("per_token_channel_chunked", per_token_channel_in_order<RecurrenceOrder::chunked>, {});
+  for (const RecurrenceShape& shape :
+       {RecurrenceShape{}, RecurrenceShape{.heads = 6, .key_dim = 128, .value_dim = 128}}) {
+    add_in_order<RecurrenceOrder::fused>("fused", shape);
+    add_in_order<RecurrenceOrder::chunked>("chunked", shape);
+  }
   return true;
 }();
 
