@@ -27,7 +27,14 @@ struct GatedLinearAttentionCoreGolden final : MemoryCoreGolden<T> {
 template <class T>
 struct GatedLinearAttentionLayerGolden final : ConvolvedLayerGolden<GatedLinearAttention<T>> {
   explicit GatedLinearAttentionLayerGolden(GoldenCase& golden)
-      : ConvolvedLayerGolden<GatedLinearAttention<T>>(golden, config(golden)) {}
+      : ConvolvedLayerGolden<GatedLinearAttention<T>>(golden, config(golden), weights(golden)) {}
+
+  static typename GatedLinearAttention<T>::Weights weights(GoldenCase& golden) {
+    typename GatedLinearAttention<T>::Weights result;
+    result.output_gate = golden.config().boolean("use_output_gate");
+    golden.read_weights(result);
+    return result;
+  }
 
   static typename GatedLinearAttention<T>::Config config(GoldenCase& golden) {
     auto& config = golden.config();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <seqmix/parts/convolved_streams.hpp>
+#include <utility>
 
 #include "support/golden.hpp"
 
@@ -81,6 +82,8 @@ struct ConvolvedLayerGolden : GoldenLayer<M> {
 
   ConvolvedLayerGolden(GoldenCase& golden, const typename M::Config& config)
       : Base(golden, config), width(config.convolution.width) {}
+  ConvolvedLayerGolden(GoldenCase& golden, const typename M::Config& config, typename M::Weights weights)
+      : Base(golden, config, std::move(weights)), width(config.convolution.width) {}
 
   void read_state(GoldenCase& golden, State& state) override {
     if (golden.has("input.state.S")) golden.copy("input.state.S", state.memory);

@@ -68,6 +68,7 @@ class GatedLinearAttention : public RecurrentMixerBase<GatedLinearAttention<T>, 
     Matrix<T> gate;                  // [H V, D], with an output gate
     Vector<T> norm;                  // [V]
     Matrix<T> output;                // [D, H V]
+    bool output_gate = true;         // as in Config: checkpoints name the norm after it
 
     template <class Visitor>
     void visit(Visitor&& visitor) {
@@ -89,8 +90,7 @@ class GatedLinearAttention : public RecurrentMixerBase<GatedLinearAttention<T>, 
       visitor("gk_proj.1.weight", self.decay_up, Presence::required);
       visitor("gk_proj.1.bias", self.decay_bias, Presence::required);
       visitor("g_proj.weight", self.gate, Presence::optional);
-      // Checkpoints name the norm after whether a gate follows it.
-      visitor(self.gate.size() > 0 ? "g_norm_swish_gate.weight" : "g_norm.weight", self.norm, Presence::required);
+      visitor(self.output_gate ? "g_norm_swish_gate.weight" : "g_norm.weight", self.norm, Presence::required);
       visitor("o_proj.weight", self.output, Presence::required);
     }
   };
@@ -136,7 +136,8 @@ class GatedLinearAttention : public RecurrentMixerBase<GatedLinearAttention<T>, 
             uniform_vector<T>(shared * K, -limit, limit, rng),
             c.output_gate ? linear(c.value_channels, D) : Matrix<T>(),
             Vector<T>::Ones(V),
-            linear(D, c.value_channels)};
+            linear(D, c.value_channels),
+            c.output_gate};
   }
 
   Index channels() const { return config_.channels; }
