@@ -9,9 +9,10 @@
 //   Glossary  L length   H heads   K key_dim   V value_dim, all per head
 //
 // Evaluation orders, which agree up to rounding:
-//   in place   a token at a time on the memory where it is: for up to 7 tokens
+//   in place   a token at a time on the memory where it is: for up to 7 or 15 tokens
 //   fused      four tokens for each pass over the memory, panels of the memory in the first-level cache
-//   chunked    matrix products over chunks of twelve tokens
+//   chunked    matrix products over chunks of twelve tokens: measured beside the others (kernel/linear_recurrence in bench),
+//              and not yet the fastest for any shape, so linear_recurrence does not take it
 // Cost O(L H K V) time and O(H K V) scratch; nothing of size L^2 or L K exists.
 #pragma once
 
@@ -30,8 +31,9 @@ void linear_recurrence(const LinearRecurrenceProblem<T, Decay, Readout, Normaliz
                        Workspace& workspace) {
   assert(problem.query.length() == problem.length() && problem.key.length() == problem.length() &&
          problem.value.length() == problem.length() && problem.memory.heads() == problem.heads());
-  // Below two passes of the fused order, copying the memory into panels costs more than it saves.
-  constexpr Index fused_from = 8;
+  // Copying the memory into panels and back takes as long as some tokens in place, where those are swept in whole groups
+  // of vectors (measured: the orders meet at 16 tokens without decay and later with one; at odd widths, at 7).
+  const Index fused_from = problem.value_dim() % in_place_columns<T> == 0 ? 16 : 8;
   if (problem.length() < fused_from) {
     linear_recurrence_in_place(problem, workspace);
   } else {

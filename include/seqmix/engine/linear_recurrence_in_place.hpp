@@ -120,6 +120,10 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const RecurrenceCoefficients<T, 1>& coe
 
 }  // namespace detail
 
+/// Value columns that the order in place sweeps at a time, as far as there are so many.
+template <class T>
+inline constexpr Index in_place_columns = 8 * lanes<T>;
+
 /// The recurrence token by token on the memory where it is: for single steps and a few tokens. Serial.
 template <class T, class Decay, class Readout, class Normalizer, class Delta>
 void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, Delta>& problem,
@@ -149,7 +153,7 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
                                                     head.output.row(t) + column, output_scale, columns);
       };
       Index column = 0;
-      for (; column + 8 * width <= value_dim; column += 8 * width) {
+      for (; column + in_place_columns<T> <= value_dim; column += in_place_columns<T>) {
         sweep(std::integral_constant<Index, 8>{}, column, Index(-1));
       }
       for (; column + 2 * width <= value_dim; column += 2 * width) {

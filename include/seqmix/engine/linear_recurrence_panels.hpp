@@ -69,26 +69,40 @@ class PanelRecurrence {
   T* key_sum(Index h) { return key_sums_ + (Normalizer::any ? (h - first_head_) * pitch_ : 0); }
   T* factors(Index h) { return factors_ + (Decay::constant ? (h - first_head_) * pitch_ : 0); }
 
-  void load_panels() {
+  /// Calls f(row of the memory, row of the panel, columns that exist) for every row of every panel.
+  template <class F>
+  SEQMIX_ALWAYS_INLINE void for_panel_rows(F&& f) {
     for (Index unit = first_; unit < last_; ++unit) {
-      const Index panel = unit % panels_, columns = columns_of(panel);
+      const Index h = unit / panels_, panel = unit % panels_, columns = columns_of(panel);
       for (Index i = 0; i < key_dim_; ++i) {
-        T* row = panel_memory(unit) + i * panel_columns;
-        std::copy_n(problem_.memory.row(unit / panels_, i) + panel * panel_columns, columns, row);
-        std::fill(row + columns, row + panel_columns, T(0));
+        f(problem_.memory.row(h, i) + panel * panel_columns, panel_memory(unit) + i * panel_columns, columns);
       }
     }
   }
 
+  void load_panels() {
+    for_panel_rows([](const T* memory, T* row, Index columns) SEQMIX_INLINE_LAMBDA {
+      unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
+        constexpr Index width = lanes<T>;
+        // A panel is a cache line or two wide: a call of memcpy for each row takes longer than a token does.
+        const Index some = std::clamp(columns - b * width, Index(0), width);
+        store(row + b * width,
+              some == width ? load(memory + b * width) : load_partial(memory + (some > 0 ? b * width : 0), some));
+      });
+    });
+  }
+
   void save_panels() {
-    for (Index unit = first_; unit < last_; ++unit) {
-      const Index h = unit / panels_, panel = unit % panels_;
-      for (Index i = 0; i < key_dim_; ++i) {
-        std::copy_n(panel_memory(unit) + i * panel_columns, columns_of(panel),
-                    problem_.memory.row(h, i) + panel * panel_columns);
-      }
-      if constexpr (Normalizer::any) {
-        if (panel == 0) std::copy_n(key_sum(h), key_dim_, problem_.normalizer.sum.row(h));
+    for_panel_rows([](T* memory, const T* row, Index columns) SEQMIX_INLINE_LAMBDA {
+      unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
+        constexpr Index width = lanes<T>;
+        if (columns > b * width) store_some(memory + b * width, load(row + b * width), columns - b * width);
+      });
+    });
+    if constexpr (Normalizer::any) {
+      for (Index h = first_head_; h <= last_head_; ++h) {
+        // Of the threads that share a head, that of its first panel.
+        if (h * panels_ >= first_) std::copy_n(key_sum(h), key_dim_, problem_.normalizer.sum.row(h));
       }
     }
   }
