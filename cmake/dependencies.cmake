@@ -41,8 +41,9 @@ macro(seqmix_need package)
   seqmix_want(${package})
   if(NOT TARGET ${seqmix_target_${package}})
     message(STATUS "seqmix: no ${package} >= ${seqmix_version_${package}} here, fetching ${seqmix_url_${package}}")
-    set(seqmix_fetch_arguments URL ${seqmix_url_${package}} URL_HASH SHA256=${seqmix_hash_${package}}
-        DOWNLOAD_EXTRACT_TIMESTAMP ON SYSTEM)
+    # SYSTEM first: CMake 3.25 takes it for a part of the value of the argument before it.
+    set(seqmix_fetch_arguments SYSTEM URL ${seqmix_url_${package}} URL_HASH SHA256=${seqmix_hash_${package}}
+        DOWNLOAD_EXTRACT_TIMESTAMP ON)
     if(seqmix_include_${package})
       # Header-only: unpacked, but its own build files are not run (the source folder named here does not exist). An
       # imported target, because our installed package finds the dependency itself and must not export ours.
