@@ -81,8 +81,7 @@ class BlockSparseSelfAttention {
 
   Index channels() const { return config_.heads * config_.head_dim; }
   void forward(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
-    expect_shape(name, "x", {x.length(), channels()}, x);
-    expect_shape(name, "y", {x.length(), channels()}, y);
+    internal::expect_input_output<T>(name, channels(), x, y);
     const auto frame = workspace.frame();
     const auto blocks = [&](Index size) { return (x.length() + size - 1) / size; };
     const Index rows = blocks(config_.block_rows), columns = blocks(config_.block_columns);

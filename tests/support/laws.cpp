@@ -279,7 +279,8 @@ class Checker {
             }
           }
           char how[80];
-          std::snprintf(how, sizeof(how), "rows %td on changed to %g", place, change);
+          std::snprintf(how, sizeof(how), "of %td rows those from %td on changed to %s", length, place,
+                        change == 0.0 ? "random numbers" : std::to_string(change).c_str());
           const Rows y = forward(x);
           expect_same(std::string(how) + ", forward", expected.y.topRows(place), y.topRows(place));
           if (!mixer_.recurrent() || length < 3) continue;
@@ -608,6 +609,8 @@ class Checker {
       if (channels_ > 1) {
         check_call(kind + ", y overlaps x by a column",
                    [&] { call(ConstSequence<T>(memory.data() + channels_ - 1, length, channels_, stride), y); });
+        check_call(kind + ", rows of y overlap",
+                   [&] { call(in, Sequence<T>(memory.data(), length, channels_, channels_ - 1)); });
       }
     };
     check_all("forward", [&](ConstSequence<T> from, Sequence<T> to) { mixer_.forward(from, to, workspace_); });

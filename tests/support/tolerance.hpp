@@ -70,8 +70,9 @@ std::string compare_rows(const A& given, const B& expected, const double* allowe
       if (excess > worst || std::isnan(excess)) {
         worst = excess;
         char text[200];
-        std::snprintf(text, sizeof(text), "row %td, channel %td: %.9g and %.9g, difference %.3g, allowed %.3g",
-                      first_row + t, c, a, b, std::abs(a - b), allowed[t]);
+        std::snprintf(text, sizeof(text),
+                      "row %td, channel %td: given %.9g, expected %.9g, difference %.3g, allowed %.3g", first_row + t,
+                      c, a, b, std::abs(a - b), allowed[t]);
         message = text;
       }
     }

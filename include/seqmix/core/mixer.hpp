@@ -88,21 +88,28 @@ template <class T>
 void expect_input_output(std::string_view operation, Index channels, const Sequence<const T>& x, const Sequence<T>& y) {
   expect_shape(operation, "x", {x.length(), channels}, x);
   expect_shape(operation, "y", {x.length(), channels}, y);
+  expect(y.length() <= 1 || y.stride() >= channels || y.stride() <= -channels, operation, "y",
+         "has rows that overlap each other: its stride is smaller than its channels");
   expect_disjoint(operation, "y", y, "x", x);
 }
 
 }  // namespace internal
 
 /// Base of the recurrent mixers: gives Derived the whole public interface (forward, prefill and step, for one sequence
-/// and for batches) in terms of four members that Derived provides:
+/// and for batches) in terms of these members that Derived provides:
 ///
 ///   static constexpr std::string_view name;                      the operator id, for messages
+///   static constexpr StateGrowth growth;
+///   struct Config, struct Weights (with visit, see core/parameters.hpp), a constructor (Config, const Weights&), and
+///     static Weights random_weights(const Config&, Rng&)
+///   struct State with visit(visitor), const and not, that calls visitor("name", field) for every Buffer<T> and Index
 ///   Index channels() const;
 ///   State initial_state() const;
 ///   void check_state(const State&) const;                        throws std::invalid_argument if it isn't one of this mixer's
 ///   void advance(SequenceBatch<State>, ConstSequence<T> x, Sequence<T> y, Workspace&) const;
 ///
-/// advance runs every sequence of the batch on from its state. It is called with checked arguments only. Projections
+/// advance runs every sequence of the batch on from its state. It is called with checked arguments only, x and y
+/// disjoint and with at least one row, inside an open frame of the workspace; sequences of length 0 may occur. Projections
 /// apply to all rows at once, so a batch of steps is a product of matrices. Long inputs are cut: no call to advance gets
 /// more than rows_per_pass rows, so that what it computes on the way stays in the caches, and scratch memory does not
 /// grow with the length.

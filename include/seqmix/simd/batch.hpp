@@ -12,6 +12,10 @@
 #include <utility>
 #include <xsimd/xsimd.hpp>
 
+#if !defined(XSIMD_VERSION_MAJOR) || XSIMD_VERSION_MAJOR < 13
+#error "seqmix needs xsimd 13 or newer; README says where Debian 12 gets it from"
+#endif
+
 /// Put SEQMIX_ALWAYS_INLINE before the return type of a function, and SEQMIX_INLINE_LAMBDA after the parameter list of
 /// a lambda: `[&](auto row) SEQMIX_INLINE_LAMBDA { ... }` or `... SEQMIX_INLINE_LAMBDA -> T { ... }`. Such a lambda can be
 /// neither `mutable` nor `noexcept`: GCC wants the attribute after these, Clang before.
