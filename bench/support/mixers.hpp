@@ -92,7 +92,7 @@ class LayerOf final : public Layer {
   Index state_bytes([[maybe_unused]] const State& state) const override {
     Index bytes = 0;
     if constexpr (RecurrentMixer<M>) {
-      std::as_const(value(state)).visit([&](std::string_view, const auto& field) {
+      visit_fields(std::as_const(value(state)), [&](std::string_view, const auto& field) {
         if constexpr (std::is_arithmetic_v<std::remove_cvref_t<decltype(field)>>) {
           bytes += Index(sizeof(field));
         } else {

@@ -39,9 +39,9 @@ template <class T>
 struct LayerNorm {
   Vector<T> weight, bias;  // [channels]
 
-  void visit(auto&& visitor) {
-    visitor("weight", weight, Presence::required);
-    visitor("bias", bias, Presence::required);
+  static void visit(auto& self, auto&& visitor) {
+    visitor("weight", self.weight, Presence::required);
+    visitor("bias", self.bias, Presence::required);
   }
   void check(Index channels) const {
     expect_tensor("layer norm", "weight", {channels}, weight);
@@ -96,21 +96,20 @@ class ChannelMixing : public RecurrentMixerBase<ChannelMixing<T, Shift>, T> {
     Matrix<T> value;                    // [channels, hidden]
     Matrix<T> receptance;               // [channels, channels]
 
-    void visit(auto&& visitor) {
-      visitor(Shift::key_name, key_mix, Presence::required);
-      visitor("key.weight", key, Presence::required);
-      visitor("value.weight", value, Presence::required);
+    static void visit(auto& self, auto&& visitor) {
+      visitor(Shift::key_name, self.key_mix, Presence::required);
+      visitor("key.weight", self.key, Presence::required);
+      visitor("value.weight", self.value, Presence::required);
       if constexpr (Shift::receptance) {
-        visitor(Shift::receptance_name, receptance_mix, Presence::required);
-        visitor("receptance.weight", receptance, Presence::required);
+        visitor(Shift::receptance_name, self.receptance_mix, Presence::required);
+        visitor("receptance.weight", self.receptance, Presence::required);
       }
     }
   };
   struct State {
-    Buffer<T> last;  // [channels], the token before
+    Tensor<T> last;  // [channels], the token before
 
-    void visit(auto&& visitor) { visitor("x_prev", last); }
-    void visit(auto&& visitor) const { visitor("x_prev", last); }
+    static void visit(auto& self, auto&& visitor) { visitor("x_prev", self.last); }
   };
 
   ChannelMixing(Config config, const Weights& weights)
@@ -129,8 +128,8 @@ class ChannelMixing : public RecurrentMixerBase<ChannelMixing<T, Shift>, T> {
   }
 
   Index channels() const { return channels_; }
-  State initial_state() const { return {Buffer<T>(std::size_t(channels_))}; }
-  void check_state(const State& state) const { expect_shape(name, "x_prev", {channels_}, {Index(state.last.size())}); }
+  State initial_state() const { return {Tensor<T>({channels_})}; }
+  void check_state(const State& state) const { expect_shape(name, "x_prev", {channels_}, state.last.shape()); }
 
   void advance(SequenceBatch<State> batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
     const auto previous = workspace.sequence<T>(x.length(), channels_);
@@ -259,8 +258,8 @@ class Model {
       }
     };
     for (const BlockState& block : state) {
-      block.time.visit(add);
-      block.channel.visit(add);
+      visit_fields(block.time, add);
+      visit_fields(block.channel, add);
     }
     return total;
   }

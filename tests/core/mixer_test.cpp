@@ -155,11 +155,10 @@ struct ThreeTensors {
   Vector<float> vector = Vector<float>(5);
   Vector<float> absent;
 
-  template <class Visitor>
-  void visit(Visitor&& visitor) const {
-    visitor("matrix", matrix, Presence::required);
-    visitor("vector", vector, Presence::required);
-    visitor("absent", absent, Presence::optional);
+  static void visit(auto& self, auto&& visitor) {
+    visitor("matrix", self.matrix, Presence::required);
+    visitor("vector", self.vector, Presence::required);
+    visitor("absent", self.absent, Presence::optional);
   }
 };
 

@@ -50,18 +50,8 @@ struct SampleWeights {
   Matrix<float> projection;
   Vector<float> mix, bias;
 
-  template <class Visitor>
-  void visit(Visitor&& visitor) {
-    visit_members(*this, visitor);
-  }
-  template <class Visitor>
-  void visit(Visitor&& visitor) const {
-    visit_members(*this, visitor);
-  }
-
- private:
   template <class Self, class Visitor>
-  static void visit_members(Self& self, Visitor& visitor) {
+  static void visit(Self& self, Visitor&& visitor) {
     visitor("key.weight", self.projection, Presence::required);
     visitor("time_mix", self.mix, Presence::required);
     visitor("key.bias", self.bias, Presence::optional);

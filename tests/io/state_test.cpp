@@ -31,22 +31,12 @@ class RunningMean : public RecurrentMixerBase<RunningMean<T, Name>, T> {
   };
   struct Weights {};
   struct State {
-    Buffer<T> sum;      // [channels]
+    Tensor<T> sum;      // [channels]
     Buffer<T> history;  // [position]
     Index position = 0;
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visit_members(*this, visitor);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visit_members(*this, visitor);
-    }
-
-   private:
     template <class Self, class Visitor>
-    static void visit_members(Self& self, Visitor& visitor) {
+    static void visit(Self& self, Visitor&& visitor) {
       visitor("sum", self.sum);
       visitor("history", self.history);
       visitor("position", self.position);
@@ -56,9 +46,9 @@ class RunningMean : public RecurrentMixerBase<RunningMean<T, Name>, T> {
   explicit RunningMean(Config config) : config_(config) {}
 
   Index channels() const { return config_.channels; }
-  State initial_state() const { return {Buffer<T>(std::size_t(config_.channels)), {}, 0}; }
+  State initial_state() const { return {Tensor<T>({config_.channels}), {}, 0}; }
   void check_state(const State& state) const {
-    expect_shape(name, "sum", {config_.channels}, {Index(state.sum.size())});
+    expect_shape(name, "sum", {config_.channels}, state.sum.shape());
     expect(state.position >= 0, name, "position", "must not be negative");
     expect_shape(name, "history", {state.position}, {Index(state.history.size())});
   }
@@ -130,17 +120,17 @@ TEST_CASE("the layout of a saved state is fixed", "[io]") {
   state.position = 1;
   const std::string_view expected(
       "seqmix\0S"
-      "\x01\0\0\0"
+      "\x02\0\0\0"
       "\x04\0\0\0"
       "\x0C\0\0\0running_mean"
       "\x03\0\0\0"
       "\x03\0\0\0sum"
-      "f\x04\x01\0\0\0\0\0\0\0\0\0\x80\x3F"
+      "f\x04\x01\x01\0\0\0\0\0\0\0\0\0\x80\x3F"
       "\x07\0\0\0history"
-      "f\x04\x01\0\0\0\0\0\0\0\0\0\0\xC0"
+      "f\x04\x01\x01\0\0\0\0\0\0\0\0\0\0\xC0"
       "\x08\0\0\0position"
-      "i\x08\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0",
-      8 + 4 + 4 + 16 + 4 + (7 + 14) + (11 + 14) + (12 + 18));
+      "i\x08\0\x01\0\0\0\0\0\0\0",
+      8 + 4 + 4 + 16 + 4 + (7 + 15) + (11 + 15) + (12 + 11));
   const auto blob = save_state(mixer, state);
   REQUIRE(blob.size() == expected.size() + 8);
   CHECK(std::memcmp(blob.data(), expected.data(), expected.size()) == 0);
@@ -177,9 +167,9 @@ TEST_CASE("foreign, truncated and altered states are refused", "[io]") {
   CHECK_THROWS_MATCHES(load_state(mixer, std::array<std::byte, 64>{}), std::invalid_argument,
                        MessageMatches(ContainsSubstring("not a saved state")));
   auto newer = blob;
-  newer[8] = std::byte(2);
+  newer[8] = std::byte(3);
   CHECK_THROWS_MATCHES(load_state(mixer, resealed(newer)), std::invalid_argument,
-                       MessageMatches(ContainsSubstring("unknown version 2")));
+                       MessageMatches(ContainsSubstring("unknown version 3")));
 
   auto wrong = state;
   wrong.position = 4;

@@ -43,19 +43,13 @@ class Average;
 
 template <class T, Defect defect>
 struct AverageState {
-  Buffer<T> average;  // [channels]
+  Tensor<T> average;  // [channels]
   Index position = 0;
   std::shared_ptr<Buffer<T>> shared;  // used by one defect only
 
-  template <class Visitor>
-  void visit(Visitor&& visitor) {
-    if (defect != Defect::unsaved_field) visitor("average", average);
-    visitor("position", position);
-  }
-  template <class Visitor>
-  void visit(Visitor&& visitor) const {
-    if (defect != Defect::unsaved_field) visitor("average", average);
-    visitor("position", position);
+  static void visit(auto& self, auto&& visitor) {
+    if (defect != Defect::unsaved_field) visitor("average", self.average);
+    visitor("position", self.position);
   }
 };
 
@@ -72,13 +66,9 @@ class Average : public RecurrentMixerBase<Average<T, defect>, T> {
   };
   struct Weights {
     Vector<T> rate;
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visitor("rate", rate, Presence::required);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visitor("rate", rate, Presence::required);
+    template <class Self, class Visitor>
+    static void visit(Self& self, Visitor&& visitor) {
+      visitor("rate", self.rate, Presence::required);
     }
   };
   using State = AverageState<T, defect>;
@@ -94,11 +84,11 @@ class Average : public RecurrentMixerBase<Average<T, defect>, T> {
 
   Index channels() const { return config_.channels; }
   State initial_state() const {
-    return {Buffer<T>(std::size_t(channels())), 0, std::make_shared<Buffer<T>>(std::size_t(channels()))};
+    return {Tensor<T>({channels()}), 0, std::make_shared<Buffer<T>>(std::size_t(channels()))};
   }
   void check_state(const State& state) const {
     if (defect == Defect::takes_any_state) return;
-    expect_shape(name, "state", {channels()}, Shape{Index(state.average.size())});
+    expect_shape(name, "state", {channels()}, state.average.shape());
   }
 
   void forward(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {

@@ -72,8 +72,7 @@ class BlockSparseSelfAttention {
   static constexpr Direction direction = of;
 
   struct Weights {
-    template <class Visitor>
-    void visit(Visitor&&) const {}
+    static void visit(auto&, auto&&) {}
   };
 
   BlockSparseSelfAttention(const Config& config, const Weights&) : config_(config) {}

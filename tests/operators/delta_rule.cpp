@@ -30,8 +30,8 @@ StreamActivation activation_of(GoldenConfig& config) {
 
 QueryKeyNorm norm_of(GoldenConfig& config) {
   const std::string norm = config.text("qk_norm");
-  if (norm == "l2") return QueryKeyNorm::l2;
-  if (norm == "sum") return QueryKeyNorm::sum;
+  if (norm == "l2") return {QueryKeyNorm::Kind::l2, config.number("l2_eps")};
+  if (norm == "sum") return {QueryKeyNorm::Kind::sum, config.number("l2_eps")};
   config.unknown("qk_norm");
 }
 
@@ -53,7 +53,6 @@ struct DeltaRuleLayerGolden final : ConvolvedLayerGolden<DeltaRule<T>> {
     result.negative_eigenvalues = config.boolean("allow_neg_eigval");
     result.output_gate = config.boolean("use_gate");
     result.norm_eps = T(config.number("norm_eps"));
-    config.expect("l2_eps", 1e-6);
     return result;
   }
 };
@@ -138,7 +137,7 @@ struct DeltaRuleTests {
     auto s = convolved_streams(x, weights, [](double z) { return z; });
     for (Matrixd* stream : {&s.query, &s.key}) {
       *stream = map(*stream, [&](double z) { return activated(z, config.activation); });
-      *stream = config.norm == QueryKeyNorm::sum ? sum_norm(*stream, H) : l2_norm(*stream, H);
+      *stream = config.norm == QueryKeyNorm::sum ? sum_norm(*stream, H) : l2_norm(*stream, H, config.norm.epsilon);
     }
     Matrixd o = delta_rule_heads(s.query, s.key, s.value, {}, beta, H, H, config.norm_eps, weights.norm);
     if (config.output_gate) o = o.cwiseProduct(map(linear(x, weights.gate), silu));

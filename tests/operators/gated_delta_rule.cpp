@@ -41,7 +41,7 @@ struct GatedDeltaRuleLayerGolden final : ConvolvedLayerGolden<GatedDeltaRule<T>>
     result.output_gate = config.boolean("use_gate");
     result.negative_eigenvalues = config.boolean("allow_neg_eigval");
     result.norm_eps = T(config.number("norm_eps"));
-    config.expect("l2_eps", 1e-6);
+    result.l2_eps = config.number("l2_eps");
     return result;
   }
 };

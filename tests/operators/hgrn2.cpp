@@ -58,15 +58,14 @@ typename M::Weights weights_with_bound(GoldenCase& golden, bool use_bound = true
 }
 
 template <class T>
-struct FlaHgrn2Golden final : GoldenLayer<Hgrn2<T>> {
-  using Base = GoldenLayer<Hgrn2<T>>;
-  using State = typename Hgrn2<T>::State;
+struct FlaHgrn2Golden final : ConvolvedLayerGolden<Hgrn2<T>> {
+  using Base = ConvolvedLayerGolden<Hgrn2<T>>;
 
   // Layer 0 of a model does not use its bounds.
   explicit FlaHgrn2Golden(GoldenCase& golden)
       : Base(golden, config(golden),
-             weights_with_bound<Hgrn2<T>>(golden, golden.config().integer("layer_idx", Index(1)) > 0)),
-        width(golden.config().integer("conv_size", 4)) {}
+             weights_with_bound<Hgrn2<T>>(golden, golden.config().integer("layer_idx", Index(1)) > 0),
+             {"h", "conv_q", "conv_f", "conv_i"}) {}
 
   static typename Hgrn2<T>::Config config(GoldenCase& golden) {
     auto& config = golden.config();
@@ -85,24 +84,6 @@ struct FlaHgrn2Golden final : GoldenLayer<Hgrn2<T>> {
     config.expect("state_layout", "[H,K,V]");
     return result;
   }
-  void read_state(GoldenCase& golden, State& state) override {
-    if (golden.has("input.state.h")) golden.copy("input.state.h", state.memory);
-    const auto history = [&](const std::string& name, Buffer<T>& field) {
-      if (!golden.has("input.state." + name)) return;
-      golden.copy("input.state." + name, field);
-      field = transposed(field, Index(field.size()) / width, width);
-    };
-    history("conv_q", state.query), history("conv_f", state.key), history("conv_i", state.value);
-  }
-  void collect_state(const State& state, GoldenOutputs& outputs) const override {
-    outputs.add("state.h", state.memory);
-    const auto history = [&](const std::string& name, const Buffer<T>& field) {
-      if (!field.empty()) outputs.add("state." + name, transposed(field, width, Index(field.size()) / width));
-    };
-    history("conv_q", state.query), history("conv_f", state.key), history("conv_i", state.value);
-  }
-
-  Index width;
 };
 
 template <class T>

@@ -43,7 +43,7 @@ struct KimiDeltaAttentionLayerGolden final : ConvolvedLayerGolden<KimiDeltaAtten
     if (config.has("lower_bound")) result.lower_bound = T(config.number("lower_bound"));
     config.ignore("lower_bound");
     result.norm_eps = T(config.number("norm_eps"));
-    config.expect("l2_eps", 1e-6);
+    result.l2_eps = config.number("l2_eps");
     config.expect("output_gate", "sigmoid");
     return result;
   }

@@ -10,17 +10,17 @@
 
 namespace {
 
-using seqmix::Buffer;
 using seqmix::Index;
 using seqmix::Matrix;
 using seqmix::Rng;
 using seqmix::Sequence;
 using seqmix::SequenceBatch;
+using seqmix::Tensor;
 using seqmix::Vector;
 
 template <class T>
 struct State {
-  Buffer<T> last;
+  Tensor<T> last;
 };
 
 }  // namespace
@@ -33,7 +33,8 @@ TEMPLATE_TEST_CASE("previous tokens restart from each sequence's own state", "[t
   std::vector<State<T>> states(5);
   std::vector<State<T>*> pointers;
   for (auto& state : states) {
-    for (Index c = 0; c < channels; ++c) state.last.push_back(T(rng.normal()));
+    state.last = Tensor<T>({channels});
+    for (T& number : state.last) number = T(rng.normal());
     pointers.push_back(&state);
   }
   const auto before = states;

@@ -34,8 +34,12 @@ class AnyState {
   /// Number of arrays among the fields.
   Index arrays() const { return fields().arrays(); }
 
-  /// Appends an element to array `which`: a state of a mixer with other sizes.
+  /// Makes array `which` longer: a state of a mixer with other sizes.
   virtual void lengthen(Index which) = 0;
+
+  /// Gives array `which` the same numbers in another shape: a state of a mixer whose sizes have the same product. False
+  /// where it has no shape.
+  virtual bool reshape(Index which) = 0;
 };
 
 /// A state as what it is. The caller knows its type.
@@ -75,6 +79,19 @@ class AnyMixer {
 
 namespace detail {
 
+template <class T>
+void lengthen(Buffer<T>& field) {
+  field.push_back({});
+}
+template <class T>
+void lengthen(Tensor<T>& field) {
+  Index sizes[Shape::max_rank];
+  const Index rank = field.shape().rank();
+  for (Index axis = 0; axis < rank; ++axis) sizes[axis] = field.shape()[axis];
+  ++sizes[rank - 1];
+  field = Tensor<T>(Shape(std::span<const Index>(sizes, std::size_t(rank))));
+}
+
 template <class State>
 class StateOf final : public AnyState {
  public:
@@ -86,11 +103,27 @@ class StateOf final : public AnyState {
 
   void lengthen(Index which) override {
     Index array = 0;
-    value.visit([&](std::string_view, auto& field) {
+    visit_fields(value, [&](std::string_view, auto& field) {
       if constexpr (!std::is_arithmetic_v<std::remove_cvref_t<decltype(field)>>) {
-        if (array++ == which) field.push_back({});
+        if (array++ == which) detail::lengthen(field);
       }
     });
+  }
+
+  bool reshape(Index which) override {
+    bool done = false;
+    Index array = 0;
+    visit_fields(value, [&](std::string_view, auto& field) {
+      using Field = std::remove_cvref_t<decltype(field)>;
+      if constexpr (!std::is_arithmetic_v<Field>) {
+        if (array++ != which) return;
+        if constexpr (requires { field.shape(); }) {
+          field = Field(Shape{Index(field.size()), 1});
+          done = true;
+        }
+      }
+    });
+    return done;
   }
 
   State value;

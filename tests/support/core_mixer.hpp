@@ -29,20 +29,13 @@ class CoreMixer : public RecurrentMixerBase<CoreMixer<Core, T>, T> {
     Index channels() const { return key_heads * 2 * key_dim + heads * value_dim + Core::decay_logits(heads); }
   };
   struct Weights {
-    template <class Visitor>
-    void visit(Visitor&&) {}
-    template <class Visitor>
-    void visit(Visitor&&) const {}
+    static void visit(auto&, auto&&) {}
   };
   struct State {
-    Buffer<T> memory;  // [heads, key_dim, value_dim]
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visitor("memory", memory);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visitor("memory", memory);
+    Tensor<T> memory;  // [heads, key_dim, value_dim]
+    template <class Self, class Visitor>
+    static void visit(Self& self, Visitor&& visitor) {
+      visitor("memory", self.memory);
     }
   };
 
@@ -50,9 +43,9 @@ class CoreMixer : public RecurrentMixerBase<CoreMixer<Core, T>, T> {
   static Weights random_weights(const Config&, Rng&) { return {}; }
   Index channels() const { return config_.channels(); }
   const Config& config() const { return config_; }
-  State initial_state() const { return {Buffer<T>(std::size_t(memory_size()))}; }
+  State initial_state() const { return {Tensor<T>(memory_shape())}; }
   void check_state(const State& state) const {
-    expect_shape(name, "state.memory", {memory_size()}, {Index(state.memory.size())});
+    expect_shape(name, "state.memory", memory_shape(), state.memory.shape());
   }
 
   void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
@@ -67,13 +60,13 @@ class CoreMixer : public RecurrentMixerBase<CoreMixer<Core, T>, T> {
       const auto rows = [&](const auto& view) { return view.rows(batch.begin(b), batch.length(b)); };
       Core::template run<T>(rows(x).columns(0, Hk * K).heads(Hk), rows(x).columns(Hk * K, Hk * K).heads(Hk),
                             rows(x).columns(2 * Hk * K, H * V).heads(H), rows(log_decay),
-                            MemoryView<T>(batch.state(b).memory, H, K, V), rows(y).columns(0, H * V).heads(H),
+                            MemoryView<T>(batch.state(b).memory), rows(y).columns(0, H * V).heads(H),
                             workspace);
     }
   }
 
  private:
-  Index memory_size() const { return config_.heads * config_.key_dim * config_.value_dim; }
+  Shape memory_shape() const { return {config_.heads, config_.key_dim, config_.value_dim}; }
   Config config_;
 };
 

@@ -17,19 +17,18 @@ struct DeltaCoreGolden : MemoryCoreGolden<T> {
   explicit DeltaCoreGolden(GoldenCase& golden)
       : MemoryCoreGolden<T>(golden),
         beta(golden.array<T>("input.beta", {-1, -1})),
-        norm(golden.config().boolean("qk_l2norm") ? QueryKeyNorm::l2 : QueryKeyNorm::none) {
-    golden.config().expect("l2_eps", 1e-6);
-  }
+        norm{golden.config().boolean("qk_l2norm") ? QueryKeyNorm::Kind::l2 : QueryKeyNorm::Kind::none,
+             golden.config().number("l2_eps")} {}
   GoldenArray<T> beta;
   QueryKeyNorm norm;
 };
 
-/// Every head of every row over its length: x / sqrt(sum(x^2) + 1e-6).
-inline Matrixd l2_norm(const Matrixd& x, Index heads) {
+/// Every head of every row over its length: x / sqrt(sum(x^2) + epsilon).
+inline Matrixd l2_norm(const Matrixd& x, Index heads, double epsilon = 1e-6) {
   Matrixd y = x;
   for (Index h = 0; h < heads; ++h) {
     Matrixd part = head(x, h, heads);
-    for (Index t = 0; t < x.rows(); ++t) part.row(t) /= std::sqrt(part.row(t).squaredNorm() + 1e-6);
+    for (Index t = 0; t < x.rows(); ++t) part.row(t) /= std::sqrt(part.row(t).squaredNorm() + epsilon);
     set_head(y, h, heads, part);
   }
   return y;

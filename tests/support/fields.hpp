@@ -49,7 +49,7 @@ class TensorList : public std::vector<NamedTensor> {
 template <class Weights>
 TensorList tensors_of(Weights& weights) {
   TensorList list;
-  weights.visit(list);
+  visit_fields(weights, list);
   return list;
 }
 
@@ -103,7 +103,7 @@ class FieldList : public std::vector<NamedField> {
 template <class State>
 FieldList fields_of(const State& state) {
   FieldList list;
-  state.visit(list);
+  visit_fields(state, list);
   return list;
 }
 

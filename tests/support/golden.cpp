@@ -246,7 +246,7 @@ Vector<T> GoldenCase::vector(const std::string& name) {
 }
 
 template <class T>
-void GoldenCase::copy(const std::string& name, Buffer<T>& target) {
+void GoldenCase::copy(const std::string& name, std::span<T> target) {
   const Tensor& tensor = find(name);
   if (tensor.values.size() != target.size()) {
     throw GoldenError("tensor " + name + " has " + std::to_string(tensor.values.size()) + " elements, expected " +
@@ -287,7 +287,7 @@ double GoldenCase::tolerance(bool is_float, bool stepwise) const {
   template GoldenArray<T> GoldenCase::array<T>(const std::string&, std::vector<Index>); \
   template Matrix<T> GoldenCase::matrix<T>(const std::string&);                         \
   template Vector<T> GoldenCase::vector<T>(const std::string&);                         \
-  template void GoldenCase::copy<T>(const std::string&, Buffer<T>&);
+  template void GoldenCase::copy<T>(const std::string&, std::span<T>);
 SEQMIX_TEST_INSTANTIATE(float)
 SEQMIX_TEST_INSTANTIATE(double)
 #undef SEQMIX_TEST_INSTANTIATE

@@ -169,7 +169,11 @@ class GoldenCase {
 
   /// Copies a tensor over the elements of `target`, which must have as many.
   template <class T>
-  void copy(const std::string& name, Buffer<T>& target);
+  void copy(const std::string& name, std::span<T> target);
+  template <class Array>
+  void copy(const std::string& name, Array& target) {
+    copy(name, std::span(target.data(), target.size()));
+  }
 
   /// Indices and bits, exactly.
   std::vector<Index> indices(const std::string& name);
@@ -403,7 +407,7 @@ extern template class GoldenAnyLayer<double>;
   extern template GoldenArray<T> GoldenCase::array<T>(const std::string&, std::vector<Index>); \
   extern template Matrix<T> GoldenCase::matrix<T>(const std::string&);                         \
   extern template Vector<T> GoldenCase::vector<T>(const std::string&);                         \
-  extern template void GoldenCase::copy<T>(const std::string&, Buffer<T>&);
+  extern template void GoldenCase::copy<T>(const std::string&, std::span<T>);
 SEQMIX_TEST_EXTERN(float)
 SEQMIX_TEST_EXTERN(double)
 #undef SEQMIX_TEST_EXTERN

@@ -627,11 +627,15 @@ class Checker {
     check_call("step, y is x", [&] { mixer_.step(*state, ConstSequence<T>(y).token(0), y.token(0), workspace_); });
     expect_true(state->bytes() == bytes, "a refused call changes the state");
 
-    for (Index which = 0; which < state->arrays(); ++which) {
+    for (Index which = 0; which < 2 * state->arrays(); ++which) {
       const auto foreign = state->copy();
-      foreign->lengthen(which);
+      if (which < state->arrays()) {
+        foreign->lengthen(which);
+      } else if (!foreign->reshape(which - state->arrays())) {
+        continue;
+      }
       const auto before = foreign->bytes();
-      const std::string what = "a state whose array " + std::to_string(which) + " has another size";
+      const std::string what = "a state whose array " + std::to_string(which % state->arrays()) + " has another shape";
       check_call("prefill, " + what, [&] { mixer_.prefill(*foreign, in, y, workspace_); });
       check_call("step, " + what, [&] { mixer_.step(*foreign, in.token(0), y.token(0), workspace_); });
       expect_true(foreign->bytes() == before, what + " is changed");

@@ -65,13 +65,19 @@ inline ConvolvedStreamsConfig convolution_of(GoldenConfig& config) {
 
 /// Files hold histories of convolutions as [channels, width], states as [width, channels].
 template <class T>
-Buffer<T> transposed(const Buffer<T>& from, Index rows, Index columns) {
-  Buffer<T> to(from.size());
+Tensor<T> transposed(const Tensor<T>& from) {
+  const Index rows = from.shape()[0], columns = from.shape()[1];
+  Tensor<T> to({columns, rows});
   for (Index i = 0; i < rows; ++i) {
     for (Index j = 0; j < columns; ++j) to[std::size_t(j * rows + i)] = from[std::size_t(i * columns + j)];
   }
   return to;
 }
+
+/// What files call the fields of a ConvolvedMemoryState.
+struct ConvolvedMemoryNames {
+  std::string memory = "S", query = "conv_q", key = "conv_k", value = "conv_v";
+};
 
 /// A layer whose state is a ConvolvedMemoryState.
 template <class M>
@@ -80,29 +86,31 @@ struct ConvolvedLayerGolden : GoldenLayer<M> {
   using T = typename M::Scalar;
   using State = typename M::State;
 
-  ConvolvedLayerGolden(GoldenCase& golden, const typename M::Config& config)
-      : Base(golden, config), width(config.convolution.width) {}
-  ConvolvedLayerGolden(GoldenCase& golden, const typename M::Config& config, typename M::Weights weights)
-      : Base(golden, config, std::move(weights)), width(config.convolution.width) {}
+  ConvolvedLayerGolden(GoldenCase& golden, const typename M::Config& config, ConvolvedMemoryNames state_names = {})
+      : Base(golden, config), names(std::move(state_names)) {}
+  ConvolvedLayerGolden(GoldenCase& golden, const typename M::Config& config, typename M::Weights weights,
+                       ConvolvedMemoryNames state_names = {})
+      : Base(golden, config, std::move(weights)), names(std::move(state_names)) {}
 
   void read_state(GoldenCase& golden, State& state) override {
-    if (golden.has("input.state.S")) golden.copy("input.state.S", state.memory);
-    const auto history = [&](const std::string& name, Buffer<T>& field) {
+    if (golden.has("input.state." + names.memory)) golden.copy("input.state." + names.memory, state.memory);
+    const auto history = [&](const std::string& name, Tensor<T>& field) {
       if (!golden.has("input.state." + name)) return;
-      golden.copy("input.state." + name, field);
-      field = transposed(field, Index(field.size()) / width, width);
+      Tensor<T> given({field.shape()[1], field.shape()[0]});
+      golden.copy("input.state." + name, given);
+      field = transposed(given);
     };
-    history("conv_q", state.query), history("conv_k", state.key), history("conv_v", state.value);
+    history(names.query, state.query), history(names.key, state.key), history(names.value, state.value);
   }
   void collect_state(const State& state, GoldenOutputs& outputs) const override {
-    outputs.add("state.S", state.memory);
-    const auto history = [&](const std::string& name, const Buffer<T>& field) {
-      if (!field.empty()) outputs.add("state." + name, transposed(field, width, Index(field.size()) / width));
+    outputs.add("state." + names.memory, state.memory);
+    const auto history = [&](const std::string& name, const Tensor<T>& field) {
+      if (!field.empty()) outputs.add("state." + name, transposed(field));
     };
-    history("conv_q", state.query), history("conv_k", state.key), history("conv_v", state.value);
+    history(names.query, state.query), history(names.key, state.key), history(names.value, state.value);
   }
 
-  Index width;
+  ConvolvedMemoryNames names;
 };
 
 }  // namespace seqmix::test

@@ -47,7 +47,7 @@ struct AlignedAllocator {
   }
 };
 
-/// A copyable array of numbers, aligned to a cache line: what the states of mixers are made of.
+/// A copyable array of numbers, aligned to a cache line.
 template <class T>
 using Buffer = std::vector<T, AlignedAllocator<T>>;
 

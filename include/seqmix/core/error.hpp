@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <initializer_list>
 #include <seqmix/core/view.hpp>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -15,8 +16,14 @@ namespace seqmix {
 /// The sizes of a tensor, for messages and comparisons. At most 4 dimensions.
 class Shape {
  public:
+  static constexpr std::size_t max_rank = 4;
+
   constexpr Shape() = default;
   constexpr Shape(std::initializer_list<Index> sizes) {
+    assert(sizes.size() <= max_rank);
+    for (const Index size : sizes) sizes_[rank_++] = size;
+  }
+  constexpr explicit Shape(std::span<const Index> sizes) {
     assert(sizes.size() <= max_rank);
     for (const Index size : sizes) sizes_[rank_++] = size;
   }
@@ -33,6 +40,12 @@ class Shape {
 
   constexpr Index rank() const { return rank_; }
   constexpr Index operator[](Index axis) const { return sizes_[axis]; }
+  /// Number of elements.
+  constexpr Index size() const {
+    Index product = 1;
+    for (Index axis = 0; axis < rank_; ++axis) product *= sizes_[axis];
+    return product;
+  }
   constexpr bool operator==(const Shape&) const = default;
 
   /// "[3, 64]".
@@ -46,7 +59,6 @@ class Shape {
   }
 
  private:
-  static constexpr std::size_t max_rank = 4;
   Index sizes_[max_rank] = {};
   Index rank_ = 0;
 };

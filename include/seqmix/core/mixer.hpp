@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <concepts>
 #include <seqmix/core/error.hpp>
+#include <seqmix/core/parameters.hpp>
+#include <seqmix/core/tensor.hpp>
 #include <seqmix/core/view.hpp>
 #include <seqmix/core/workspace.hpp>
 #include <span>
@@ -102,7 +104,7 @@ void expect_input_output(std::string_view operation, Index channels, const Seque
 ///   static constexpr StateGrowth growth;
 ///   struct Config, struct Weights (with visit, see core/parameters.hpp), a constructor (Config, const Weights&), and
 ///     static Weights random_weights(const Config&, Rng&)
-///   struct State with visit(visitor), const and not, that calls visitor("name", field) for every Buffer<T> and Index
+///   struct State with visit (see core/parameters.hpp), which calls visitor("name", field) for every Tensor<T> and Index
 ///   Index channels() const;
 ///   State initial_state() const;
 ///   void check_state(const State&) const;                        throws std::invalid_argument if it isn't one of this mixer's

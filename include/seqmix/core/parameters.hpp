@@ -1,10 +1,11 @@
 // Visiting the named tensors of an operator.
 //
 // Every Weights struct has a member
-//     template <class Visitor> void visit(Visitor&& visitor);            // and its const twin
-// that calls visitor(name, tensor, presence) for each tensor, where `name` is the tensor's name in published
-// checkpoints, `tensor` a Matrix<T>& or Vector<T>&, and `presence` says whether a checkpoint may lack it. An absent
-// tensor has size 0. Every State struct has the same for its fields, without presence.
+//     template <class Self, class Visitor> static void visit(Self& self, Visitor&& visitor);
+// where Self is the struct, const or not. It calls visitor(name, tensor, presence) for each tensor, where `name` is the
+// tensor's name in published checkpoints, `tensor` a Matrix<T>& or Vector<T>&, and `presence` says whether a checkpoint may
+// lack it. An absent tensor has size 0. Every State struct has the same for its fields (Tensor<T>&, Buffer<T>&, Index&),
+// without presence. Callers write visit_fields(weights, visitor).
 //
 // Tensors with more or fewer than two dimensions are held like this: a vector read into a matrix becomes one column;
 // with three dimensions or more, leading sizes 1 are dropped and all but the last are merged into the rows ([5, M, D] is
@@ -14,11 +15,19 @@
 #include <seqmix/core/error.hpp>
 #include <seqmix/core/view.hpp>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 
 namespace seqmix {
 
 /// Whether a checkpoint must hold a tensor.
 enum class Presence { required, optional };
+
+/// Calls `visitor` for every tensor of a Weights struct, or for every field of a State.
+template <class Fields, class Visitor>
+void visit_fields(Fields& fields, Visitor&& visitor) {
+  std::remove_const_t<Fields>::visit(fields, std::forward<Visitor>(visitor));
+}
 
 /// Throws std::invalid_argument unless every number of visited tensors could have been loaded: the shape of `tensor`
 /// is `expected`.
@@ -34,7 +43,7 @@ void expect_tensor(std::string_view operation, std::string_view name, const Shap
 template <class Weights>
 Index parameter_count(const Weights& weights) {
   Index total = 0;
-  weights.visit([&](std::string_view, const auto& tensor, Presence) { total += Index(tensor.size()); });
+  visit_fields(weights, [&](std::string_view, const auto& tensor, Presence) { total += Index(tensor.size()); });
   return total;
 }
 

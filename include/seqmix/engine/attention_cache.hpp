@@ -93,13 +93,14 @@ class KeyValueCache {
   }
 
   /// Calls visitor(name, field) for everything that changes.
-  template <class Visitor>
-  void visit(Visitor&& visitor) {
-    visit_fields(*this, visitor);
-  }
-  template <class Visitor>
-  void visit(Visitor&& visitor) const {
-    visit_fields(*this, visitor);
+  template <class Self, class Visitor>
+  static void visit(Self& self, Visitor&& visitor) {
+    visitor("key", self.key_);
+    visitor("value", self.value_);
+    visitor("capacity", self.capacity_);
+    visitor("size", self.size_);
+    visitor("begin", self.begin_);
+    visitor("seen", self.seen_);
   }
 
   /// Throws std::invalid_argument unless the fields fit each other and `expected`, an empty cache, in heads, sizes and
@@ -150,16 +151,6 @@ class KeyValueCache {
     key_.swap(key);
     value_.swap(value);
     capacity_ = capacity;
-  }
-
-  template <class Self, class Visitor>
-  static void visit_fields(Self& self, Visitor& visitor) {
-    visitor("key", self.key_);
-    visitor("value", self.value_);
-    visitor("capacity", self.capacity_);
-    visitor("size", self.size_);
-    visitor("begin", self.begin_);
-    visitor("seen", self.seen_);
   }
 
   Index kv_heads_ = 0, head_dim_ = 0, value_dim_ = 0;

@@ -35,7 +35,7 @@ void linear_attention_global_panels(const Problem& problem, Index first, Index l
     std::fill_n(key_sum, pitch, T(0));
     for (Index begin = 0; begin < length; begin += block) {
       const Index count = std::min(block, length - begin);
-      stage_rows(head.key, problem.key_map, T(1), begin, count, keys);
+      stage_rows(head.key, problem.key_map, T(1), begin, count, problem.key_dim(), keys);
       for (Index t = 0; t < count; ++t) {
         for (Index i = 0; i < pitch; i += width) store(key_sum + i, load(key_sum + i) + load(keys + t * pitch + i));
       }
@@ -53,7 +53,7 @@ void linear_attention_global_panels(const Problem& problem, Index first, Index l
     }
     for (Index begin = 0; begin < length; begin += block) {
       const Index count = std::min(block, length - begin);
-      stage_rows(head.query, problem.query_map, problem.scale, begin, count, queries);
+      stage_rows(head.query, problem.query_map, problem.scale, begin, count, problem.key_dim(), queries);
       for (Index t = 0; t < count; ++t) {
         inverse_denominator[t] = T(1);
         if constexpr (Normalizer::any) {

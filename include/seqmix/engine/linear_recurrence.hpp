@@ -18,6 +18,7 @@
 
 #include <seqmix/engine/linear_recurrence_in_place.hpp>
 #include <seqmix/engine/linear_recurrence_panels.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -65,15 +66,17 @@ void expect_shared_heads(std::string_view operation, std::string_view name, cons
                          output);
 }
 
-/// Throws std::invalid_argument unless query and key are [L, heads', K], value [L, heads', V], memory [H, K, V], where H
-/// is a multiple of each heads', the output [L, H, V], and no output overlaps another argument.
+/// Throws std::invalid_argument unless query and key are [L, heads', K] (or, where they are mapped to that, [L, heads',
+/// key_channels]), value [L, heads', V], memory [H, K, V], where H is a multiple of each heads', the output [L, H, V], and no
+/// output overlaps another argument.
 template <class T>
 void expect_recurrence_shapes(std::string_view operation, const HeadSequence<const T>& query,
                               const HeadSequence<const T>& key, const HeadSequence<const T>& value,
-                              const MemoryView<T>& memory, const HeadSequence<T>& output) {
+                              const MemoryView<T>& memory, const HeadSequence<T>& output,
+                              std::optional<Index> key_channels = {}) {
   expect_shape(operation, "output", {output.length(), memory.heads(), memory.value_dim()}, output);
-  expect_shared_heads(operation, "query", query, memory.key_dim(), memory, output);
-  expect_shared_heads(operation, "key", key, memory.key_dim(), memory, output);
+  expect_shared_heads(operation, "query", query, key_channels.value_or(memory.key_dim()), memory, output);
+  expect_shared_heads(operation, "key", key, key_channels.value_or(memory.key_dim()), memory, output);
   expect_shared_heads(operation, "value", value, memory.value_dim(), memory, output);
   expect_disjoint(operation, "output", output, "memory", memory);
 }

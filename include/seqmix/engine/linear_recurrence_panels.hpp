@@ -151,7 +151,7 @@ class PanelRecurrence {
   SEQMIX_ALWAYS_INLINE void prefetch(const LinearRecurrenceHead<T>& next, Index token, Index count, Index panel) const {
     constexpr Index line = Index(memory_alignment / sizeof(T));
     for (Index t = token; t < std::min(token + count, problem_.length()); ++t) {
-      for (Index i = panel * line; i < key_dim_; i += panels_ * line) {
+      for (Index i = panel * line; i < next.query.channels(); i += panels_ * line) {
         prefetch_read(next.query.row(t) + i);
         prefetch_read(next.key.row(t) + i);
         if constexpr (!Decay::constant && Decay::per_channel) prefetch_read(next.log_decay.row(t) + i);

@@ -7,6 +7,7 @@
 #include <seqmix/engine/memory.hpp>
 #include <seqmix/simd/batch.hpp>
 #include <seqmix/simd/math.hpp>
+#include <seqmix/simd/row_map.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
 
@@ -33,35 +34,7 @@ constexpr Index padded(Index count) {
   return (count + lanes<T> - 1) / lanes<T> * lanes<T>;
 }
 
-/// to[i] = scale * Map()(from[i]) for i < count, and zeros up to whole vectors.
-template <class T, class Map>
-void map_padded_row(const T* from, Index count, T scale, T* to) {
-  const Index whole = count / lanes<T> * lanes<T>;
-  for (Index i = 0; i < whole; i += lanes<T>) store(to + i, Map()(load(from + i)) * broadcast(scale));
-  if (whole < count) {
-    store(to + whole, broadcast(T(0)));
-    store_partial(to + whole, Map()(load_partial(from + whole, count - whole)) * broadcast(scale), count - whole);
-  }
-}
-
-/// Elements as they are.
-struct Unmapped {
-  template <class Batch>
-  SEQMIX_ALWAYS_INLINE Batch operator()(const Batch& x) const {
-    return x;
-  }
-};
-
 }  // namespace detail
-
-/// An elementwise map of rows. A pointer, because it is called once for many elements, and the kernels need not be
-/// compiled again for every map.
-template <class T>
-using RowMap = void (*)(const T* from, Index count, T scale, T* to);
-
-/// The row map of an elementwise function object on batches, such as those of parts/feature_map.hpp.
-template <class T, class Map = detail::Unmapped>
-inline constexpr RowMap<T> row_map = &detail::map_padded_row<T, Map>;
 
 /// What one head of the recurrence reads and writes: sequences over tokens, and its memory [key_dim, value_dim].
 template <class T>
@@ -72,7 +45,8 @@ struct LinearRecurrenceHead {
   Sequence<T> output, memory;
 };
 
-/// Everything that one evaluation of the recurrence reads and writes. Shapes: query, key [length, heads', key_dim],
+/// Everything that one evaluation of the recurrence reads and writes. Shapes: query, key [length, heads', key_dim or what
+/// their maps take],
 /// value [length, heads', value_dim], output [length, heads, value_dim], memory [heads, key_dim, value_dim], where each
 /// heads' divides heads: consecutive heads of the output share one of theirs. query_map and key_map
 /// are applied to the rows of the queries and of the keys as they are read. A delta policy excludes reading before the
@@ -136,7 +110,7 @@ void load_factors(const LinearRecurrenceHead<T>& head, Index begin, Index count,
   if constexpr (!Decay::any) return;
   if constexpr (Decay::constant) count = 1;
   if constexpr (Decay::per_channel) {
-    const Index key_dim = head.key.channels(), pitch = padded<T>(key_dim);
+    const Index key_dim = head.log_decay.channels(), pitch = padded<T>(key_dim);
     for (Index t = 0; t < count; ++t) {
       const T* log_decay = head.log_decay.data() + (begin + t) * head.log_decay.stride();
       for (Index i = 0; i < key_dim; i += lanes<T>) {
@@ -151,10 +125,13 @@ void load_factors(const LinearRecurrenceHead<T>& head, Index begin, Index count,
   }
 }
 
-/// scale * map(x) of `count` tokens from `begin` on, [count][padded channels], zeros in the padding.
+/// scale * map(x) of `count` tokens from `begin` on, [count][padded key_dim], zeros in the padding.
 template <class T>
-void stage_rows(const Sequence<const T>& x, RowMap<T> map, T scale, Index begin, Index count, T* staged) {
-  for (Index t = 0; t < count; ++t) map(x.row(begin + t), x.channels(), scale, staged + t * padded<T>(x.channels()));
+void stage_rows(const Sequence<const T>& x, const RowMap<T>& map, T scale, Index begin, Index count, Index key_dim,
+                T* staged) {
+  for (Index t = 0; t < count; ++t) {
+    map.function(map.parameters, x.row(begin + t), x.channels(), scale, staged + t * padded<T>(key_dim));
+  }
 }
 
 /// The rows of some tokens of one head, [tokens][padded key_dim], that the coefficients are made of: queries (scaled),
@@ -180,11 +157,12 @@ struct StagedRows {
   /// Takes the rows of `count` tokens from `begin` on.
   template <class Problem>
   void load(const Problem& problem, const LinearRecurrenceHead<T>& head, Index begin, Index count) const {
-    stage_rows(head.query, problem.query_map, problem.scale, begin, count, queries);
-    stage_rows(head.key, problem.key_map, T(1), begin, count, keys);
+    const Index key_dim = problem.key_dim();
+    stage_rows(head.query, problem.query_map, problem.scale, begin, count, key_dim, queries);
+    stage_rows(head.key, problem.key_map, T(1), begin, count, key_dim, keys);
     if constexpr (decltype(problem.delta)::low_rank) {
-      stage_rows(head.a, row_map<T>, T(1), begin, count, a);
-      stage_rows(head.b, row_map<T>, T(1), begin, count, b);
+      stage_rows(head.a, row_map<T>, T(1), begin, count, key_dim, a);
+      stage_rows(head.b, row_map<T>, T(1), begin, count, key_dim, b);
     }
   }
 

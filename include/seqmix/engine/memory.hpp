@@ -1,8 +1,8 @@
 // Matrix memories: the state [heads, key_dim, value_dim] that linear recurrences keep.
 #pragma once
 
-#include <seqmix/core/buffer.hpp>
 #include <seqmix/core/error.hpp>
+#include <seqmix/core/tensor.hpp>
 #include <seqmix/core/view.hpp>
 
 namespace seqmix {
@@ -25,10 +25,10 @@ class MemoryView {
   constexpr MemoryView(T* data, Index heads, Index key_dim, Index value_dim)
       : MemoryView(data, heads, key_dim, value_dim, key_dim * value_dim, value_dim) {}
 
-  /// Without gaps, in a buffer of exactly that size.
-  MemoryView(Buffer<T>& buffer, Index heads, Index key_dim, Index value_dim)
-      : MemoryView(buffer.data(), heads, key_dim, value_dim) {
-    assert(Index(buffer.size()) == heads * key_dim * value_dim);
+  /// All of a tensor [heads, key_dim, value_dim].
+  MemoryView(Tensor<T>& tensor)
+      : MemoryView(tensor.data(), tensor.shape()[0], tensor.shape()[1], tensor.shape()[2]) {
+    assert(tensor.shape().rank() == 3);
   }
 
   constexpr T* data() const { return data_; }

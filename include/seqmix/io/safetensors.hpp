@@ -645,13 +645,13 @@ class SafetensorsWriter {
   std::map<std::string, Stored> tensors_;
 };
 
-/// Loads every tensor that weights.visit names from tensor prefix + name of the file. An optional tensor that the file
+/// Loads every tensor that Weights::visit names from tensor prefix + name of the file. An optional tensor that the file
 /// lacks becomes empty. Throws SafetensorsError, with `weights` as they were, if a required tensor is missing or a tensor
 /// isn't of floating-point numbers or fits no matrix or vector; shapes are checked by the mixer that takes the weights.
 template <class Weights>
 void load_weights(Weights& weights, const SafetensorsFile& file, std::string_view prefix = {}) {
   Weights loaded = weights;
-  loaded.visit([&](std::string_view name, auto& tensor, Presence presence) {
+  visit_fields(loaded, [&](std::string_view name, auto& tensor, Presence presence) {
     using Tensor = std::remove_cvref_t<decltype(tensor)>;
     using T = typename Tensor::Scalar;
     const std::string full = std::string(prefix).append(name);
@@ -673,11 +673,11 @@ void load_weights(Weights& weights, const SafetensorsFile& file, std::string_vie
   weights = std::move(loaded);
 }
 
-/// Adds every tensor that weights.visit names to a file under prefix + name; empty ones are left out. Throws as
+/// Adds every tensor that Weights::visit names to a file under prefix + name; empty ones are left out. Throws as
 /// SafetensorsWriter::add does.
 template <class Weights>
 void add_weights(SafetensorsWriter& writer, const Weights& weights, std::string_view prefix = {}) {
-  weights.visit([&](std::string_view name, const auto& tensor, Presence) {
+  visit_fields(weights, [&](std::string_view name, const auto& tensor, Presence) {
     if (tensor.size() > 0) writer.add(std::string(prefix).append(name), tensor);
   });
 }

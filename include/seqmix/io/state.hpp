@@ -2,13 +2,13 @@
 //
 //   Layout   little-endian throughout, the same on every machine
 //            "seqmix\0S"          8 bytes
-//            u32                  version of this layout, 1
+//            u32                  version of this layout, 2
 //            u32                  bytes of the mixer's scalar type
 //            text                 operator id (u32 size, then the characters)
 //            u32                  number of fields, and for each, in the order in which State::visit names them:
 //              text                 name
 //              u8, u8               kind of number ('i' signed, 'u' unsigned, 'f' floating point), bytes of one
-//              u64                  number of numbers
+//              u8, u64 ...          number of dimensions (0 for a single number), and the size of each
 //              numbers
 //            u64                  FNV-1a checksum of everything before it
 //
@@ -34,7 +34,7 @@ namespace seqmix {
 namespace internal {
 
 inline constexpr std::string_view state_magic{"seqmix\0S", 8};
-inline constexpr std::uint32_t state_version = 1;
+inline constexpr std::uint32_t state_version = 2;
 
 /// FNV-1a, 64 bits (Fowler, Noll, Vo). Finds accidents, not attacks.
 inline std::uint64_t checksum(std::span<const std::byte> bytes) {
@@ -42,6 +42,9 @@ inline std::uint64_t checksum(std::span<const std::byte> bytes) {
   for (const std::byte byte : bytes) hash = (hash ^ std::uint64_t(byte)) * 0x100000001B3u;
   return hash;
 }
+
+template <class Field>
+inline constexpr bool has_shape = requires(const Field& field) { field.shape(); };
 
 template <class T>
 constexpr char number_kind() {
@@ -81,7 +84,7 @@ class BlobWriter {
 /// Reads what BlobWriter wrote, and throws std::invalid_argument where the blob ends before it.
 class BlobReader {
  public:
-  BlobReader(std::string_view operation, std::span<const std::byte> bytes) : operation_(operation), rest_(bytes) {}
+  BlobReader(std::string_view operation, std::span<const std::byte> bytes) : operation_(operation), rest_(bytes), bytes_(bytes.size()) {}
 
   /// The next values.size() numbers.
   template <class T>
@@ -109,12 +112,28 @@ class BlobReader {
     return value;
   }
 
+  /// The sizes of an array: no more elements than there are bytes left.
+  Shape shape() {
+    const auto rank = number<std::uint8_t>();
+    expect(rank <= Shape::max_rank, operation_, "saved state", "an array of too many dimensions");
+    Index sizes[Shape::max_rank] = {};
+    std::uint64_t elements = 1;
+    for (std::size_t axis = 0; axis < rank; ++axis) {
+      const auto size = number<std::uint64_t>();
+      expect(size == 0 || elements <= bytes_ / size, operation_, "saved state", "truncated");
+      elements *= size;
+      sizes[axis] = Index(size);
+    }
+    return Shape(std::span<const Index>(sizes, rank));
+  }
+
   /// Bytes not read yet.
   std::size_t remaining() const { return rest_.size(); }
 
  private:
   std::string_view operation_;
   std::span<const std::byte> rest_;
+  std::uint64_t bytes_;
 };
 
 }  // namespace internal
@@ -125,27 +144,30 @@ template <RecurrentMixer M>
 std::vector<std::byte> save_state(const M& mixer, const typename M::State& state) {
   mixer.check_state(state);
   std::uint32_t fields = 0;
-  state.visit([&](std::string_view, const auto&) { ++fields; });
+  visit_fields(state, [&](std::string_view, const auto&) { ++fields; });
   internal::BlobWriter blob;
   blob.numbers(std::span<const char>(internal::state_magic));
   blob.number<std::uint32_t>(internal::state_version);
   blob.number<std::uint32_t>(std::uint32_t(sizeof(typename M::Scalar)));
   blob.text(M::name);
   blob.number<std::uint32_t>(fields);
-  state.visit([&](std::string_view name, const auto& field) {
+  visit_fields(state, [&](std::string_view name, const auto& field) {
     using Field = std::remove_cvref_t<decltype(field)>;
-    const auto append = [&]<class T>(std::span<const T> values) {
+    const auto append = [&]<class T>(const Shape& shape, std::span<const T> values) {
       blob.text(name);
       blob.number<char>(internal::number_kind<T>());
       blob.number<std::uint8_t>(std::uint8_t(sizeof(T)));
-      blob.number<std::uint64_t>(values.size());
+      blob.number<std::uint8_t>(std::uint8_t(shape.rank()));
+      for (Index axis = 0; axis < shape.rank(); ++axis) blob.number<std::uint64_t>(std::uint64_t(shape[axis]));
       blob.numbers(values);
     };
     if constexpr (std::is_same_v<Field, Index>) {
       const std::int64_t value = field;  // Index may be narrower elsewhere
-      append(std::span<const std::int64_t>(&value, 1));
+      append(Shape{}, std::span<const std::int64_t>(&value, 1));
+    } else if constexpr (internal::has_shape<Field>) {
+      append(field.shape(), std::span<const typename Field::value_type>(field.data(), field.size()));
     } else {
-      append(std::span<const typename Field::value_type>(field));
+      append(Shape{Index(field.size())}, std::span<const typename Field::value_type>(field));
     }
   });
   blob.number<std::uint64_t>(internal::checksum(blob.bytes));
@@ -179,22 +201,22 @@ typename M::State load_state(const M& mixer, std::span<const std::byte> bytes) {
 
   auto state = mixer.initial_state();
   std::uint32_t fields = 0;
-  state.visit([&](std::string_view, const auto&) { ++fields; });
+  visit_fields(state, [&](std::string_view, const auto&) { ++fields; });
   demand(blob.number<std::uint32_t>() == fields, "other fields than this operator's");
-  state.visit([&](std::string_view field_name, auto& field) {
+  visit_fields(state, [&](std::string_view field_name, auto& field) {
     using Field = std::remove_cvref_t<decltype(field)>;
     const auto given = blob.text();
     demand(given == field_name, "holds " + quoted(given) + " in place of " + quoted(field_name));
     const auto kind = blob.number<char>();
     const auto width = blob.number<std::uint8_t>();
-    const auto count = blob.number<std::uint64_t>();
+    const auto shape = blob.shape();
     const auto expect_type = [&]<class T>(std::type_identity<T>) {
       demand(kind == internal::number_kind<T>() && width == sizeof(T),
              "numbers of another type in " + quoted(field_name));
     };
     if constexpr (std::is_same_v<Field, Index>) {
       expect_type(std::type_identity<std::int64_t>());
-      demand(count == 1, "more than one number in " + quoted(field_name));
+      demand(shape.rank() == 0, "more than one number in " + quoted(field_name));
       const auto value = blob.number<std::int64_t>();
       demand(value >= std::numeric_limits<Index>::min() && value <= std::numeric_limits<Index>::max(),
              quoted(field_name) + " is too large for this machine");
@@ -202,9 +224,14 @@ typename M::State load_state(const M& mixer, std::span<const std::byte> bytes) {
     } else {
       using T = typename Field::value_type;
       expect_type(std::type_identity<T>());
-      demand(count <= blob.remaining() / sizeof(T), "truncated");  // before memory is taken
-      field.resize(std::size_t(count));
-      blob.numbers(std::span<T>(field));
+      demand(std::size_t(shape.size()) <= blob.remaining() / sizeof(T), "truncated");  // before memory is taken
+      if constexpr (internal::has_shape<Field>) {
+        field = Field(shape);
+      } else {
+        demand(shape.rank() == 1, "an array of several dimensions in " + quoted(field_name));
+        field.resize(std::size_t(shape.size()));
+      }
+      blob.numbers(std::span<T>(field.data(), field.size()));
     }
   });
   demand(blob.remaining() == 0, "goes on behind its last field");

@@ -24,7 +24,7 @@ namespace seqmix::inline SEQMIX_ARCH {
 /// std::invalid_argument on shapes that do not fit and on outputs that overlap.
 template <std::floating_point T>
 void delta_rule(ConstHeadSequence<T> query, ConstHeadSequence<T> key, ConstHeadSequence<T> value, ConstSequence<T> beta,
-                std::type_identity_t<T> scale, QueryKeyNorm norm, MemoryView<T> memory, HeadSequence<T> output,
+                std::type_identity_t<T> scale, const QueryKeyNorm& norm, MemoryView<T> memory, HeadSequence<T> output,
                 Workspace& workspace) {
   constexpr std::string_view name = "delta_rule";
   expect_recurrence_shapes<T>(name, query, key, value, memory, output);
@@ -61,18 +61,8 @@ class DeltaRule : public RecurrentMixerBase<DeltaRule<T>, T> {
   struct Weights : DeltaLayerWeights<T> {
     Matrix<T> gate;  // [H V, D], with an output gate
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visit_all(*this, visitor);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visit_all(*this, visitor);
-    }
-
-   private:
     template <class Self, class Visitor>
-    static void visit_all(Self& self, Visitor& visitor) {
+    static void visit(Self& self, Visitor&& visitor) {
       DeltaLayerWeights<T>::visit_shared(self, visitor);
       visitor("g_proj.weight", self.gate, Presence::optional);
     }
@@ -104,10 +94,10 @@ class DeltaRule : public RecurrentMixerBase<DeltaRule<T>, T> {
   const Config& config() const { return config_; }
 
   /// The empty state: H K V zeros, and those of the convolutions.
-  State initial_state() const { return streams_.initial_state(sizes_.memory_size()); }
+  State initial_state() const { return streams_.initial_state(sizes_.memory_shape()); }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
-  void check_state(const State& state) const { streams_.check_state(state, sizes_.memory_size()); }
+  void check_state(const State& state) const { streams_.check_state(state, sizes_.memory_shape()); }
 
   void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
     const Index H = sizes_.heads, K = sizes_.key_dim, V = sizes_.value_dim;
@@ -123,7 +113,7 @@ class DeltaRule : public RecurrentMixerBase<DeltaRule<T>, T> {
     for (Index b = 0; b < batch.size(); ++b) {
       const auto rows = [&](const auto& view) { return view.rows(batch.begin(b), batch.length(b)); };
       delta_rule<T>(rows(streams.query).heads(H), rows(streams.key).heads(H), rows(streams.value).heads(H), rows(beta),
-                    std::pow(T(K), T(-0.5)), config_.norm, {batch.state(b).memory, H, K, V}, rows(mixed), workspace);
+                    std::pow(T(K), T(-0.5)), config_.norm, batch.state(b).memory, rows(mixed), workspace);
     }
     output_.apply(mixed, gate, y, workspace);
   }

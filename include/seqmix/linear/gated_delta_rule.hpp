@@ -41,7 +41,7 @@ namespace seqmix::inline SEQMIX_ARCH {
 template <std::floating_point T>
 void gated_delta_rule(ConstHeadSequence<T> query, ConstHeadSequence<T> key, ConstHeadSequence<T> value,
                       ConstSequence<T> log_decay, ConstSequence<T> beta, std::type_identity_t<T> scale,
-                      QueryKeyNorm norm, MemoryView<T> memory, HeadSequence<T> output, Workspace& workspace) {
+                      const QueryKeyNorm& norm, MemoryView<T> memory, HeadSequence<T> output, Workspace& workspace) {
   constexpr std::string_view name = "gated_delta_rule";
   expect_recurrence_shapes<T>(name, query, key, value, memory, output);
   expect_shared_heads<T>(name, "log_decay", log_decay, memory, output);
@@ -71,6 +71,7 @@ class GatedDeltaRule : public RecurrentMixerBase<GatedDeltaRule<T>, T> {
     bool output_gate = true;
     bool negative_eigenvalues = false;  ///< beta up to 2
     T norm_eps = T(1e-5);
+    double l2_eps = 1e-6;  ///< in the norm of queries and keys
   };
 
   struct Weights : DeltaLayerWeights<T> {
@@ -78,18 +79,8 @@ class GatedDeltaRule : public RecurrentMixerBase<GatedDeltaRule<T>, T> {
     Vector<T> log_rate, rate_bias;  // [Hv], A and b above
     Matrix<T> gate;                 // [Hv V, D], with an output gate
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visit_all(*this, visitor);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visit_all(*this, visitor);
-    }
-
-   private:
     template <class Self, class Visitor>
-    static void visit_all(Self& self, Visitor& visitor) {
+    static void visit(Self& self, Visitor&& visitor) {
       DeltaLayerWeights<T>::visit_shared(self, visitor);
       visitor("a_proj.weight", self.decay, Presence::required);
       visitor("A_log", self.log_rate, Presence::required);
@@ -127,10 +118,10 @@ class GatedDeltaRule : public RecurrentMixerBase<GatedDeltaRule<T>, T> {
   const Config& config() const { return config_; }
 
   /// The empty state: Hv K V zeros, and those of the convolutions.
-  State initial_state() const { return streams_.initial_state(sizes_.memory_size()); }
+  State initial_state() const { return streams_.initial_state(sizes_.memory_shape()); }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
-  void check_state(const State& state) const { streams_.check_state(state, sizes_.memory_size()); }
+  void check_state(const State& state) const { streams_.check_state(state, sizes_.memory_shape()); }
 
   void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
     const Index H = sizes_.heads, Hv = sizes_.value_heads, K = sizes_.key_dim, V = sizes_.value_dim;
@@ -145,8 +136,8 @@ class GatedDeltaRule : public RecurrentMixerBase<GatedDeltaRule<T>, T> {
     for (Index b = 0; b < batch.size(); ++b) {
       const auto rows = [&](const auto& view) { return view.rows(batch.begin(b), batch.length(b)); };
       gated_delta_rule<T>(rows(streams.query).heads(H), rows(streams.key).heads(H), rows(streams.value).heads(Hv),
-                          rows(log_decay), rows(beta), std::pow(T(K), T(-0.5)), QueryKeyNorm::l2,
-                          {batch.state(b).memory, Hv, K, V}, rows(mixed), workspace);
+                          rows(log_decay), rows(beta), std::pow(T(K), T(-0.5)), QueryKeyNorm{QueryKeyNorm::Kind::l2, config_.l2_eps},
+                          batch.state(b).memory, rows(mixed), workspace);
     }
     output_.apply(mixed, gate, y, workspace);
   }

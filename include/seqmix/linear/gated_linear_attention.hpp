@@ -70,18 +70,8 @@ class GatedLinearAttention : public RecurrentMixerBase<GatedLinearAttention<T>, 
     Matrix<T> output;                // [D, H V]
     bool output_gate = true;         // as in Config: checkpoints name the norm after it
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visit_all(*this, visitor);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visit_all(*this, visitor);
-    }
-
-   private:
     template <class Self, class Visitor>
-    static void visit_all(Self& self, Visitor& visitor) {
+    static void visit(Self& self, Visitor&& visitor) {
       visitor("q_proj.weight", self.query, Presence::required);
       visitor("k_proj.weight", self.key, Presence::required);
       visitor("v_proj.weight", self.value, Presence::required);
@@ -144,10 +134,10 @@ class GatedLinearAttention : public RecurrentMixerBase<GatedLinearAttention<T>, 
   const Config& config() const { return config_; }
 
   /// The empty state: H K V zeros, and those of the convolutions.
-  State initial_state() const { return streams_.initial_state(memory_size()); }
+  State initial_state() const { return streams_.initial_state(memory_shape()); }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
-  void check_state(const State& state) const { streams_.check_state(state, memory_size()); }
+  void check_state(const State& state) const { streams_.check_state(state, memory_shape()); }
 
   void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
     const Index H = config_.heads;
@@ -171,7 +161,7 @@ class GatedLinearAttention : public RecurrentMixerBase<GatedLinearAttention<T>, 
       };
       gated_linear_attention<T>(rows(streams.query, H), rows(streams.key, shared()), rows(streams.value, shared()),
                                 rows(log_decay, shared()), std::pow(T(key_dim()), T(-0.5)),
-                                {batch.state(b).memory, H, key_dim(), value_dim()}, rows(mixed.flat(), H), workspace);
+                                batch.state(b).memory, rows(mixed.flat(), H), workspace);
     }
     output_.apply(mixed, gate, y, workspace);
   }
@@ -180,7 +170,7 @@ class GatedLinearAttention : public RecurrentMixerBase<GatedLinearAttention<T>, 
   Index key_dim() const { return config_.key_channels / config_.heads; }
   Index value_dim() const { return config_.value_channels / config_.heads; }
   Index shared() const { return config_.key_value_heads; }
-  Index memory_size() const { return config_.heads * key_dim() * value_dim(); }
+  Shape memory_shape() const { return {config_.heads, key_dim(), value_dim()}; }
   StreamActivation activation() const {
     return config_.convolution.convolve ? StreamActivation::swish : StreamActivation::none;
   }

@@ -28,7 +28,7 @@ namespace seqmix::inline SEQMIX_ARCH {
 template <std::floating_point T>
 void kimi_delta_attention(ConstHeadSequence<T> query, ConstHeadSequence<T> key, ConstHeadSequence<T> value,
                           ConstHeadSequence<T> log_decay, ConstSequence<T> beta, std::type_identity_t<T> scale,
-                          QueryKeyNorm norm, MemoryView<T> memory, HeadSequence<T> output, Workspace& workspace) {
+                          const QueryKeyNorm& norm, MemoryView<T> memory, HeadSequence<T> output, Workspace& workspace) {
   constexpr std::string_view name = "kimi_delta_attention";
   expect_recurrence_shapes<T>(name, query, key, value, memory, output);
   expect_shared_heads<T>(name, "log_decay", log_decay, memory.key_dim(), memory, output);
@@ -59,6 +59,7 @@ class KimiDeltaAttention : public RecurrentMixerBase<KimiDeltaAttention<T>, T> {
     bool negative_eigenvalues = false;  ///< beta up to 2
     std::optional<T> lower_bound{};     ///< least log decay, < 0
     T norm_eps = T(1e-5);
+    double l2_eps = 1e-6;  ///< in the norm of queries and keys
   };
 
   struct Weights : DeltaLayerWeights<T> {
@@ -67,18 +68,8 @@ class KimiDeltaAttention : public RecurrentMixerBase<KimiDeltaAttention<T>, T> {
     Matrix<T> gate_down, gate_up;    // [V, D], [Hv V, V]
     Vector<T> gate_bias;             // [Hv V]
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visit_all(*this, visitor);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visit_all(*this, visitor);
-    }
-
-   private:
     template <class Self, class Visitor>
-    static void visit_all(Self& self, Visitor& visitor) {
+    static void visit(Self& self, Visitor&& visitor) {
       DeltaLayerWeights<T>::visit_shared(self, visitor);
       visitor("f_proj.0.weight", self.decay_down, Presence::required);
       visitor("f_proj.1.weight", self.decay_up, Presence::required);
@@ -126,10 +117,10 @@ class KimiDeltaAttention : public RecurrentMixerBase<KimiDeltaAttention<T>, T> {
   const Config& config() const { return config_; }
 
   /// The empty state: Hv K V zeros, and those of the convolutions.
-  State initial_state() const { return streams_.initial_state(sizes_.memory_size()); }
+  State initial_state() const { return streams_.initial_state(sizes_.memory_shape()); }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
-  void check_state(const State& state) const { streams_.check_state(state, sizes_.memory_size()); }
+  void check_state(const State& state) const { streams_.check_state(state, sizes_.memory_shape()); }
 
   void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
     const Index H = sizes_.heads, Hv = sizes_.value_heads, K = sizes_.key_dim, V = sizes_.value_dim;
@@ -146,8 +137,8 @@ class KimiDeltaAttention : public RecurrentMixerBase<KimiDeltaAttention<T>, T> {
     for (Index b = 0; b < batch.size(); ++b) {
       const auto rows = [&](const auto& view) { return view.rows(batch.begin(b), batch.length(b)); };
       kimi_delta_attention<T>(rows(streams.query).heads(H), rows(streams.key).heads(H), rows(streams.value).heads(Hv),
-                              rows(log_decay).heads(Hv), rows(beta), std::pow(T(K), T(-0.5)), QueryKeyNorm::l2,
-                              {batch.state(b).memory, Hv, K, V}, rows(mixed), workspace);
+                              rows(log_decay).heads(Hv), rows(beta), std::pow(T(K), T(-0.5)), QueryKeyNorm{QueryKeyNorm::Kind::l2, config_.l2_eps},
+                              batch.state(b).memory, rows(mixed), workspace);
     }
     output_.apply(mixed, gate, y, workspace);
   }

@@ -146,18 +146,8 @@ class LinearAttention : public RecurrentMixerBase<LinearAttention<T, Map, way>, 
     Vector<T> norm;                                           // [V], with output_norm
     LinearAttentionNames names = LinearAttentionNames::fast_transformers;
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visit_all(*this, visitor);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visit_all(*this, visitor);
-    }
-
-   private:
     template <class Self, class Visitor>
-    static void visit_all(Self& self, Visitor& visitor) {
+    static void visit(Self& self, Visitor&& visitor) {
       const bool fla = self.names == LinearAttentionNames::flash_linear_attention;
       visitor(fla ? "q_proj.weight" : "query_projection.weight", self.query, Presence::required);
       visitor(fla ? "k_proj.weight" : "key_projection.weight", self.key, Presence::required);
@@ -172,16 +162,12 @@ class LinearAttention : public RecurrentMixerBase<LinearAttention<T, Map, way>, 
   };
 
   struct State {
-    Buffer<T> memory;   // [H, K, V], S_t
-    Buffer<T> key_sum;  // [H, K], z_t
+    Tensor<T> memory;   // [H, K, V], S_t
+    Tensor<T> key_sum;  // [H, K], z_t
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visitor("memory", memory), visitor("key_sum", key_sum);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visitor("memory", memory), visitor("key_sum", key_sum);
+    template <class Self, class Visitor>
+    static void visit(Self& self, Visitor&& visitor) {
+      visitor("memory", self.memory), visitor("key_sum", self.key_sum);
     }
   };
 
@@ -235,15 +221,13 @@ class LinearAttention : public RecurrentMixerBase<LinearAttention<T, Map, way>, 
   State initial_state() const
     requires(way == Direction::causal)
   {
-    const Index keys = config_.heads * config_.key_dim;
-    return {Buffer<T>(std::size_t(keys * config_.value_dim)), Buffer<T>(std::size_t(keys))};
+    return {Tensor<T>(memory_shape()), Tensor<T>(key_sum_shape())};
   }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
   void check_state(const State& state) const {
-    const Index keys = config_.heads * config_.key_dim;
-    expect_shape(name, "state.memory", {keys * config_.value_dim}, {Index(state.memory.size())});
-    expect_shape(name, "state.key_sum", {keys}, {Index(state.key_sum.size())});
+    expect_shape(name, "state.memory", memory_shape(), state.memory.shape());
+    expect_shape(name, "state.key_sum", key_sum_shape(), state.key_sum.shape());
   }
 
   void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
@@ -253,13 +237,16 @@ class LinearAttention : public RecurrentMixerBase<LinearAttention<T, Map, way>, 
         State& state = batch.state(b);
         linear_attention<feature_map::Identity, T>(
             query.rows(begin, length), key.rows(begin, length), value.rows(begin, length), config_.options,
-            {state.memory, config_.heads, config_.key_dim, config_.value_dim},
+            state.memory,
             {state.key_sum.data(), config_.heads, config_.key_dim}, output.rows(begin, length), workspace);
       }
     });
   }
 
  private:
+  Shape memory_shape() const { return {config_.heads, config_.key_dim, config_.value_dim}; }
+  Shape key_sum_shape() const { return {config_.heads, config_.key_dim}; }
+
   static Config completed(Config config) {
     expect(config.channels > 0 && config.heads > 0, name, "config.channels, config.heads", "must be positive");
     if (config.key_value_heads == 0) config.key_value_heads = config.heads;

@@ -21,16 +21,12 @@ namespace seqmix::inline SEQMIX_ARCH {
 /// empty.
 template <class T>
 struct ConvolvedMemoryState {
-  Buffer<T> memory;             // [heads, key_dim, value_dim]
-  Buffer<T> query, key, value;  // [width, channels], the last inputs of the convolutions, oldest first
+  Tensor<T> memory;             // [heads, key_dim, value_dim]
+  Tensor<T> query, key, value;  // [width, channels], the last inputs of the convolutions, oldest first
 
-  template <class Visitor>
-  void visit(Visitor&& visitor) {
-    visitor("memory", memory), visitor("query", query), visitor("key", key), visitor("value", value);
-  }
-  template <class Visitor>
-  void visit(Visitor&& visitor) const {
-    visitor("memory", memory), visitor("query", query), visitor("key", key), visitor("value", value);
+  template <class Self, class Visitor>
+  static void visit(Self& self, Visitor&& visitor) {
+    visitor("memory", self.memory), visitor("query", self.query), visitor("key", self.key), visitor("value", self.value);
   }
 };
 
@@ -110,14 +106,14 @@ class ConvolvedStreams {
             bias(query_channels),   bias(key_channels),   bias(value_channels)};
   }
 
-  /// The empty state with a memory of memory_size numbers.
-  ConvolvedMemoryState<T> initial_state(Index memory_size) const {
-    return {Buffer<T>(std::size_t(memory_size)), query_.initial_state(), key_.initial_state(), value_.initial_state()};
+  /// The empty state with a memory of this shape.
+  ConvolvedMemoryState<T> initial_state(const Shape& memory) const {
+    return {Tensor<T>(memory), query_.initial_state(), key_.initial_state(), value_.initial_state()};
   }
 
   /// Throws std::invalid_argument unless the state is like that of initial_state.
-  void check_state(const ConvolvedMemoryState<T>& state, Index memory_size) const {
-    expect_shape(operation_, "state.memory", {memory_size}, {Index(state.memory.size())});
+  void check_state(const ConvolvedMemoryState<T>& state, const Shape& memory) const {
+    expect_shape(operation_, "state.memory", memory, state.memory.shape());
     query_.check_state(operation_, "state.query", state.query);
     key_.check_state(operation_, "state.key", state.key);
     value_.check_state(operation_, "state.value", state.value);

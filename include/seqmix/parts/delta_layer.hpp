@@ -85,7 +85,7 @@ struct DeltaLayerSizes {
 
   Index key_channels() const { return heads * key_dim; }
   Index value_channels() const { return value_heads * value_dim; }
-  Index memory_size() const { return value_heads * key_dim * value_dim; }
+  Shape memory_shape() const { return {value_heads, key_dim, value_dim}; }
 
   /// Throws std::invalid_argument, in the name of `operation`, unless all are positive and heads divides value_heads.
   void check(std::string_view operation) const {

@@ -10,12 +10,26 @@
 #include <seqmix/parts/row.hpp>
 #include <seqmix/simd/arch.hpp>
 #include <seqmix/simd/batch.hpp>
+#include <seqmix/simd/row_map.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
 
 /// How the rows of queries and keys are normalised, over the key channels of one head:
-/// none, l2: x / sqrt(sum(x^2) + 1e-6), or sum: x / sum(x).
-enum class QueryKeyNorm { none, l2, sum };
+/// none, l2: x / sqrt(sum(x^2) + epsilon), or sum: x / sum(x).
+struct QueryKeyNorm {
+  enum class Kind { none, l2, sum };
+
+  Kind kind = Kind::none;
+  double epsilon = 1e-6;
+
+  static const QueryKeyNorm none, l2, sum;  ///< with the epsilon of every implementation of these layers
+
+  bool operator==(const QueryKeyNorm&) const = default;
+};
+
+inline constexpr QueryKeyNorm QueryKeyNorm::none{};
+inline constexpr QueryKeyNorm QueryKeyNorm::l2{.kind = Kind::l2};
+inline constexpr QueryKeyNorm QueryKeyNorm::sum{.kind = Kind::sum};
 
 namespace detail {
 
@@ -31,15 +45,15 @@ void scale_padded_row(const T* from, Index count, T factor, T* to) {
 }
 
 template <class T>
-void l2_normalize_padded_row(const T* from, Index count, T scale, T* to) {
-  constexpr T epsilon = T(1e-6);  // the one of every implementation of these layers
+void l2_normalize_padded_row(const void* norm, const T* from, Index count, T scale, T* to) {
+  const T epsilon = T(static_cast<const QueryKeyNorm*>(norm)->epsilon);
   const T squares = sum_row(
       count, [](const Batch<T>& x) SEQMIX_INLINE_LAMBDA { return x * x; }, from);
   scale_padded_row(from, count, scale / std::sqrt(squares + epsilon), to);
 }
 
 template <class T>
-void sum_normalize_padded_row(const T* from, Index count, T scale, T* to) {
+void sum_normalize_padded_row(const void* /*norm*/, const T* from, Index count, T scale, T* to) {
   const T sum = sum_row(
       count, [](const Batch<T>& x) SEQMIX_INLINE_LAMBDA { return x; }, from);
   scale_padded_row(from, count, scale / sum, to);
@@ -47,12 +61,18 @@ void sum_normalize_padded_row(const T* from, Index count, T scale, T* to) {
 
 }  // namespace detail
 
-/// The function that writes scale * normalised(from[0 .. count)) to `to`, and zeros up to whole vectors.
+/// The map that normalises rows. `norm` must outlive the calls that the map is given to.
 template <class T>
-auto query_key_norm_map(QueryKeyNorm norm) {
-  return norm == QueryKeyNorm::l2    ? &detail::l2_normalize_padded_row<T>
-         : norm == QueryKeyNorm::sum ? &detail::sum_normalize_padded_row<T>
-                                     : &detail::scale_padded_row<T>;
+RowMap<T> query_key_norm_map(const QueryKeyNorm& norm) {
+  switch (norm.kind) {
+    case QueryKeyNorm::Kind::l2:
+      return {&detail::l2_normalize_padded_row<T>, &norm};
+    case QueryKeyNorm::Kind::sum:
+      return {&detail::sum_normalize_padded_row<T>, &norm};
+    case QueryKeyNorm::Kind::none:
+      break;
+  }
+  return {};
 }
 
 }  // namespace seqmix::inline SEQMIX_ARCH

@@ -42,22 +42,22 @@ class ShortConvolution {
   Index width() const { return width_; }
 
   /// Before the first token: width * channels zeros.
-  Buffer<T> initial_state() const { return Buffer<T>(std::size_t(width_ * channels())); }
+  Tensor<T> initial_state() const { return Tensor<T>({width_, channels()}); }
 
   /// Throws std::invalid_argument, in the name of `operation`, unless the state has this convolution's size.
-  void check_state(std::string_view operation, std::string_view field, const Buffer<T>& state) const {
-    expect_shape(operation, field, {width_ * channels()}, {Index(state.size())});
+  void check_state(std::string_view operation, std::string_view field, const Tensor<T>& state) const {
+    expect_shape(operation, field, {width_, channels()}, state.shape());
   }
 
   /// Convolves every sequence of the batch, on from the field `state` [width, channels] of its State, which is left as
   /// after the last row. u, output [total, channels], not overlapping. O(length * channels * width) on all threads of the
   /// workspace; allocates nothing once it is warm.
   template <class State>
-  void apply(const SequenceBatch<State>& batch, Buffer<T> State::*state, ConstSequence<T> u, Sequence<T> output,
+  void apply(const SequenceBatch<State>& batch, Tensor<T> State::*state, ConstSequence<T> u, Sequence<T> output,
              Workspace& workspace) const {
     assert(u.channels() == channels() && output.channels() == channels() && u.length() == output.length());
     for (Index b = 0; b < batch.size(); ++b) {
-      Buffer<T>& kept = batch.state(b).*state;
+      Tensor<T>& kept = batch.state(b).*state;
       const auto rows = u.rows(batch.begin(b), batch.length(b));
       const auto results = output.rows(batch.begin(b), batch.length(b));
       workspace.for_row_blocks(batch.length(b),
@@ -68,7 +68,7 @@ class ShortConvolution {
 
   /// The same into a new sequence [length, channels] of `workspace`, valid until the caller's frame ends.
   template <class State>
-  Sequence<T> apply(const SequenceBatch<State>& batch, Buffer<T> State::*state, ConstSequence<T> u,
+  Sequence<T> apply(const SequenceBatch<State>& batch, Tensor<T> State::*state, ConstSequence<T> u,
                     Workspace& workspace) const {
     const auto output = workspace.sequence<T>(u.length(), channels());
     apply(batch, state, u, output, workspace);
@@ -79,13 +79,13 @@ class ShortConvolution {
   static constexpr Index published_width = 4;
 
   /// Row t of the input, or of the state where t < 0.
-  const T* row(ConstSequence<T> u, const Buffer<T>& state, Index t) const {
+  const T* row(ConstSequence<T> u, const Tensor<T>& state, Index t) const {
     return t >= 0 ? u.row(t) : state.data() + (width_ + t) * channels();
   }
 
   Batch<T> activated(const Batch<T>& x) const { return activation_ == ConvolutionActivation::swish ? silu(x) : x; }
 
-  void convolve(ConstSequence<T> u, const Buffer<T>& state, Index begin, Index count, Sequence<T> output) const {
+  void convolve(ConstSequence<T> u, const Tensor<T>& state, Index begin, Index count, Sequence<T> output) const {
     constexpr Index lane_count = lanes<T>;
     for (Index i = 0; i < channels(); i += lane_count) {
       const Index some = std::min(lane_count, channels() - i);
@@ -127,7 +127,7 @@ class ShortConvolution {
   }
 
   /// Shifts the rows of u into the state.
-  void keep_last(ConstSequence<T> u, Buffer<T>& state) const {
+  void keep_last(ConstSequence<T> u, Tensor<T>& state) const {
     const Index kept = std::max(width_ - u.length(), Index(0)) * channels();
     std::copy(state.end() - kept, state.end(), state.begin());
     for (Index j = std::max(width_ - u.length(), Index(0)); j < width_; ++j) {

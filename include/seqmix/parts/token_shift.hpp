@@ -9,9 +9,9 @@
 
 #include <algorithm>
 #include <cassert>
-#include <seqmix/core/buffer.hpp>
 #include <seqmix/core/error.hpp>
 #include <seqmix/core/mixer.hpp>
+#include <seqmix/core/tensor.hpp>
 #include <seqmix/core/view.hpp>
 #include <seqmix/parts/row.hpp>
 #include <seqmix/simd/arch.hpp>
@@ -23,36 +23,32 @@ namespace seqmix::inline SEQMIX_ARCH {
 /// The state of a mixer that shifts tokens and keeps matrix memories: RWKV-5, 6 and 7.
 template <class T>
 struct TokenShiftState {
-  Buffer<T> previous;  // [channels], the last token of the input
-  Buffer<T> memory;    // [heads, key_dim, value_dim]
+  Tensor<T> previous;  // [channels], the last token of the input
+  Tensor<T> memory;    // [heads, key_dim, value_dim]
 
-  template <class Visitor>
-  void visit(Visitor&& visitor) {
-    visitor("previous", previous), visitor("memory", memory);
-  }
-  template <class Visitor>
-  void visit(Visitor&& visitor) const {
-    visitor("previous", previous), visitor("memory", memory);
+  template <class Self, class Visitor>
+  static void visit(Self& self, Visitor&& visitor) {
+    visitor("previous", self.previous), visitor("memory", self.memory);
   }
 };
 
-/// Throws std::invalid_argument, in the name of `operation`, unless the state has these sizes.
+/// Throws std::invalid_argument, in the name of `operation`, unless the state has these shapes.
 template <class T>
-void expect_token_shift_state(std::string_view operation, Index channels, Index memory_size,
+void expect_token_shift_state(std::string_view operation, Index channels, const Shape& memory,
                               const TokenShiftState<T>& state) {
-  expect_shape(operation, "state.previous", {channels}, {Index(state.previous.size())});
-  expect_shape(operation, "state.memory", {memory_size}, {Index(state.memory.size())});
+  expect_shape(operation, "state.previous", {channels}, state.previous.shape());
+  expect_shape(operation, "state.memory", memory, state.memory.shape());
 }
 
 /// previous[t] = x[t - 1], and for the first row of each sequence the last token that its state has seen, held in the
 /// field `last` [channels] of the state. previous must not overlap x.
 template <class T, class State>
-void previous_tokens(const SequenceBatch<State>& batch, const Buffer<T> State::*last, ConstSequence<T> x,
+void previous_tokens(const SequenceBatch<State>& batch, const Tensor<T> State::*last, ConstSequence<T> x,
                      Sequence<T> previous) {
   assert(previous.length() == x.length() && previous.channels() == x.channels() && batch.total() == x.length());
   for (Index b = 0; b < batch.size(); ++b) {
     if (batch.length(b) == 0) continue;
-    const Buffer<T>& before = batch.state(b).*last;
+    const Tensor<T>& before = batch.state(b).*last;
     assert(Index(before.size()) == x.channels());
     std::copy_n(before.data(), x.channels(), previous.row(batch.begin(b)));
     for (Index t = batch.begin(b) + 1; t < batch.begin(b) + batch.length(b); ++t) {
@@ -63,10 +59,10 @@ void previous_tokens(const SequenceBatch<State>& batch, const Buffer<T> State::*
 
 /// Keeps the last row of each sequence in the field `last` of its state; a sequence of length 0 leaves its state alone.
 template <class T, class State>
-void keep_last_tokens(const SequenceBatch<State>& batch, Buffer<T> State::*last, ConstSequence<T> x) {
+void keep_last_tokens(const SequenceBatch<State>& batch, Tensor<T> State::*last, ConstSequence<T> x) {
   for (Index b = 0; b < batch.size(); ++b) {
     if (batch.length(b) == 0) continue;
-    Buffer<T>& kept = batch.state(b).*last;
+    Tensor<T>& kept = batch.state(b).*last;
     assert(Index(kept.size()) == x.channels());
     std::copy_n(x.row(batch.begin(b) + batch.length(b) - 1), x.channels(), kept.data());
   }

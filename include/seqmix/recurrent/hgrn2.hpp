@@ -81,18 +81,8 @@ class Hgrn2 : public RecurrentMixerBase<Hgrn2<T>, T> {
     Vector<T> norm;                          // [D]
     Matrix<T> output;                        // [D, D]
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visit_all(*this, visitor);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visit_all(*this, visitor);
-    }
-
-   private:
     template <class Self, class Visitor>
-    static void visit_all(Self& self, Visitor& visitor) {
+    static void visit(Self& self, Visitor&& visitor) {
       visitor("q_proj.weight", self.query, Presence::required);
       visitor("f_proj.weight", self.forget, Presence::required);
       visitor("i_proj.weight", self.input, Presence::required);
@@ -145,13 +135,13 @@ class Hgrn2 : public RecurrentMixerBase<Hgrn2<T>, T> {
   const Config& config() const { return config_; }
 
   /// The empty state: K D zeros, and those of the convolutions.
-  State initial_state() const { return streams_.initial_state(config_.key_dim * channels()); }
+  State initial_state() const { return streams_.initial_state(memory_shape()); }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
-  void check_state(const State& state) const { streams_.check_state(state, config_.key_dim * channels()); }
+  void check_state(const State& state) const { streams_.check_state(state, memory_shape()); }
 
   void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
-    const Index H = config_.heads, K = config_.key_dim, V = channels() / H;
+    const Index H = config_.heads, K = config_.key_dim;
     ColumnCutter<T> columns(input_.apply(x, workspace));
     const auto query = columns.next(key_channels()), forget = columns.next(key_channels()), input = columns.rest();
     const auto streams = streams_.apply(batch, {query, forget, input}, workspace);
@@ -163,7 +153,7 @@ class Hgrn2 : public RecurrentMixerBase<Hgrn2<T>, T> {
     for (Index b = 0; b < batch.size(); ++b) {
       const auto rows = [&](const Sequence<T>& view) { return view.rows(batch.begin(b), batch.length(b)).heads(H); };
       hgrn2<T>(rows(streams.query), rows(streams.key), rows(streams.value), std::pow(T(K), T(-0.5)),
-               {batch.state(b).memory, H, K, V}, rows(mixed), workspace);
+               batch.state(b).memory, rows(mixed), workspace);
     }
     workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {
       rms_normalize(mixed.rows(begin, count).heads(1), config_.norm_eps, norm_);
@@ -173,6 +163,7 @@ class Hgrn2 : public RecurrentMixerBase<Hgrn2<T>, T> {
 
  private:
   Index key_channels() const { return config_.heads * config_.key_dim; }
+  Shape memory_shape() const { return {config_.heads, config_.key_dim, channels() / config_.heads}; }
 
   static Config completed(Config config) {
     expect(config.channels > 0 && config.key_dim > 0, name, "config.key_dim", "must be positive, as must channels");
@@ -210,18 +201,8 @@ class Hgru2 : public RecurrentMixerBase<Hgru2<T>, T> {
     Matrix<T> output;                  // [D, D]
     Vector<T> output_bias;             // [D], with biases
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visit_all(*this, visitor);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visit_all(*this, visitor);
-    }
-
-   private:
     template <class Self, class Visitor>
-    static void visit_all(Self& self, Visitor& visitor) {
+    static void visit(Self& self, Visitor&& visitor) {
       visitor("in_proj.weight", self.input, Presence::required);
       visitor("in_proj.bias", self.input_bias, Presence::optional);
       visitor("lower_bound", self.lower_bound, Presence::optional);
@@ -233,15 +214,11 @@ class Hgru2 : public RecurrentMixerBase<Hgru2<T>, T> {
   };
 
   struct State {
-    Buffer<T> memory;  // [H, K, K]
+    Tensor<T> memory;  // [H, K, K]
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visitor("memory", memory);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visitor("memory", memory);
+    template <class Self, class Visitor>
+    static void visit(Self& self, Visitor&& visitor) {
+      visitor("memory", self.memory);
     }
   };
 
@@ -283,11 +260,11 @@ class Hgru2 : public RecurrentMixerBase<Hgru2<T>, T> {
   const Config& config() const { return config_; }
 
   /// The empty state: K D zeros.
-  State initial_state() const { return {Buffer<T>(std::size_t(config_.head_dim * channels()))}; }
+  State initial_state() const { return {Tensor<T>(memory_shape())}; }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
   void check_state(const State& state) const {
-    expect_shape(name, "state.memory", {config_.head_dim * channels()}, {Index(state.memory.size())});
+    expect_shape(name, "state.memory", memory_shape(), state.memory.shape());
   }
 
   void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
@@ -302,7 +279,7 @@ class Hgru2 : public RecurrentMixerBase<Hgru2<T>, T> {
     const auto mixed = workspace.sequence<T>(x.length(), D);
     for (Index b = 0; b < batch.size(); ++b) {
       const auto rows = [&](const Sequence<T>& view) { return view.rows(batch.begin(b), batch.length(b)).heads(H); };
-      hgrn2<T>(rows(query), rows(forget), rows(value), T(1), {batch.state(b).memory, H, K, K}, rows(mixed), workspace);
+      hgrn2<T>(rows(query), rows(forget), rows(value), T(1), batch.state(b).memory, rows(mixed), workspace);
     }
     workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {
       const auto block = mixed.rows(begin, count);
@@ -312,6 +289,8 @@ class Hgru2 : public RecurrentMixerBase<Hgru2<T>, T> {
   }
 
  private:
+  Shape memory_shape() const { return {channels() / config_.head_dim, config_.head_dim, config_.head_dim}; }
+
   Config config_;
   Linear<T> input_;
   Vector<T> lower_bound_, norm_weight_, norm_bias_;

@@ -38,18 +38,8 @@ class MultiScaleRetention : public RecurrentMixerBase<MultiScaleRetention<T>, T>
     Vector<T> norm;    // [V]
     Matrix<T> output;  // [D, H V]
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visit_all(*this, visitor);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visit_all(*this, visitor);
-    }
-
-   private:
     template <class Self, class Visitor>
-    static void visit_all(Self& self, Visitor& visitor) {
+    static void visit(Self& self, Visitor&& visitor) {
       visitor("q_proj.weight", self.query, Presence::required);
       visitor("k_proj.weight", self.key, Presence::required);
       visitor("v_proj.weight", self.value, Presence::required);
@@ -60,16 +50,12 @@ class MultiScaleRetention : public RecurrentMixerBase<MultiScaleRetention<T>, T>
   };
 
   struct State {
-    Buffer<T> memory;    // [H, K, V]
+    Tensor<T> memory;    // [H, K, V]
     Index position = 0;  // of the next token
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visitor("memory", memory), visitor("position", position);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visitor("memory", memory), visitor("position", position);
+    template <class Self, class Visitor>
+    static void visit(Self& self, Visitor&& visitor) {
+      visitor("memory", self.memory), visitor("position", self.position);
     }
   };
 
@@ -110,12 +96,12 @@ class MultiScaleRetention : public RecurrentMixerBase<MultiScaleRetention<T>, T>
 
   /// The empty state: H K V zeros.
   State initial_state() const {
-    return {Buffer<T>(std::size_t(config_.heads * key_dim() * value_dim())), config_.start_position};
+    return {Tensor<T>({config_.heads, key_dim(), value_dim()}), config_.start_position};
   }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
   void check_state(const State& state) const {
-    expect_shape(name, "state.memory", {config_.heads * key_dim() * value_dim()}, {Index(state.memory.size())});
+    expect_shape(name, "state.memory", {config_.heads, key_dim(), value_dim()}, state.memory.shape());
     expect(state.position >= 0, name, "state.position", "is negative");
   }
 
@@ -136,7 +122,7 @@ class MultiScaleRetention : public RecurrentMixerBase<MultiScaleRetention<T>, T>
       rotary_.apply(rows(query), state.position, workspace);
       rotary_.apply(rows(key), state.position, workspace);
       retention<T>(rows(query), rows(key), rows(value), log_decay_, std::pow(T(key_dim()), T(-0.5)),
-                   {state.memory, H, key_dim(), value_dim()}, rows(mixed), workspace);
+                   state.memory, rows(mixed), workspace);
       state.position += batch.length(b);
     }
     workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {

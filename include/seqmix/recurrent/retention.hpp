@@ -80,18 +80,8 @@ class Retention : public RecurrentMixerBase<Retention<T>, T> {
     Matrix<T> value, gate;  // [H V, D]
     Matrix<T> output;       // [D, H V]
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visit_all(*this, visitor);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visit_all(*this, visitor);
-    }
-
-   private:
     template <class Self, class Visitor>
-    static void visit_all(Self& self, Visitor& visitor) {
+    static void visit(Self& self, Visitor&& visitor) {
       visitor("q_proj.weight", self.query, Presence::required);
       visitor("k_proj.weight", self.key, Presence::required);
       visitor("v_proj.weight", self.value, Presence::required);
@@ -101,17 +91,13 @@ class Retention : public RecurrentMixerBase<Retention<T>, T> {
   };
 
   struct State {
-    Buffer<T> memory;    // [H, K, V], S_t
-    Buffer<T> scale;     // [H], z_t
+    Tensor<T> memory;    // [H, K, V], S_t
+    Tensor<T> scale;     // [H], z_t
     Index position = 0;  // of the next token
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visitor("memory", memory), visitor("scale", scale), visitor("position", position);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visitor("memory", memory), visitor("scale", scale), visitor("position", position);
+    template <class Self, class Visitor>
+    static void visit(Self& self, Visitor&& visitor) {
+      visitor("memory", self.memory), visitor("scale", self.scale), visitor("position", self.position);
     }
   };
 
@@ -147,14 +133,14 @@ class Retention : public RecurrentMixerBase<Retention<T>, T> {
 
   /// The empty state: H (K V + 1) zeros.
   State initial_state() const {
-    return {Buffer<T>(std::size_t(config_.heads * key_dim() * value_dim())), Buffer<T>(std::size_t(config_.heads)),
+    return {Tensor<T>({config_.heads, key_dim(), value_dim()}), Tensor<T>({config_.heads}),
             config_.start_position};
   }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
   void check_state(const State& state) const {
-    expect_shape(name, "state.memory", {config_.heads * key_dim() * value_dim()}, {Index(state.memory.size())});
-    expect_shape(name, "state.scale", {config_.heads}, {Index(state.scale.size())});
+    expect_shape(name, "state.memory", {config_.heads, key_dim(), value_dim()}, state.memory.shape());
+    expect_shape(name, "state.scale", {config_.heads}, state.scale.shape());
     expect(state.position >= 0, name, "state.position", "is negative");
   }
 
@@ -205,7 +191,7 @@ class Retention : public RecurrentMixerBase<Retention<T>, T> {
       const auto rows = [&](const HeadSequence<T>& view) { return view.rows(begin, length); };
       rotary_.apply(rows(query), state.position, workspace);
       rotary_.apply(rows(key), state.position, workspace);
-      const MemoryView<T> memory(state.memory, H, key_dim(), value_dim());
+      const MemoryView<T> memory(state.memory);
       const Index piece = form == RetentionForm::chunkwise ? config_.chunk : length;
       for (Index start = 0; start < length; start += piece) {
         const Index count = std::min(piece, length - start);
@@ -248,7 +234,7 @@ class Retention : public RecurrentMixerBase<Retention<T>, T> {
   }
 
   /// Multiplies the rows of one sequence, or of one chunk of it, by the factor f_t of `form`, and advances z.
-  void scale_rows(RetentionForm form, std::span<const T> least, Buffer<T>& scale, const HeadSequence<T>& query,
+  void scale_rows(RetentionForm form, std::span<const T> least, Tensor<T>& scale, const HeadSequence<T>& query,
                   const HeadSequence<T>& key, const HeadSequence<T>& mixed, Workspace& workspace) const {
     const Index length = mixed.length();
     const auto sums = workspace.take<T>(form == RetentionForm::recurrent ? 0 : length);

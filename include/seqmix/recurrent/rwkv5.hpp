@@ -64,18 +64,8 @@ class Rwkv5 : public RecurrentMixerBase<Rwkv5<T>, T> {
     Matrix<T> output;                              // [D, C]
     Vector<T> norm_weight, norm_bias;              // [C]
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visit_all(*this, visitor);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visit_all(*this, visitor);
-    }
-
-   private:
     template <class Self, class Visitor>
-    static void visit_all(Self& self, Visitor& visitor) {
+    static void visit(Self& self, Visitor&& visitor) {
       visitor("time_mix_k", self.mix_key, Presence::required);
       visitor("time_mix_v", self.mix_value, Presence::required);
       visitor("time_mix_r", self.mix_receptance, Presence::required);
@@ -165,12 +155,12 @@ class Rwkv5 : public RecurrentMixerBase<Rwkv5<T>, T> {
 
   /// The empty state: D + H K^2 zeros.
   State initial_state() const {
-    return {Buffer<T>(std::size_t(config_.channels)), Buffer<T>(std::size_t(config_.attention_channels * head_dim()))};
+    return {Tensor<T>({config_.channels}), Tensor<T>(memory_shape())};
   }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
   void check_state(const State& state) const {
-    expect_token_shift_state(name, config_.channels, config_.attention_channels * head_dim(), state);
+    expect_token_shift_state(name, config_.channels, memory_shape(), state);
   }
 
   void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
@@ -190,7 +180,7 @@ class Rwkv5 : public RecurrentMixerBase<Rwkv5<T>, T> {
     for (Index b = 0; b < batch.size(); ++b) {
       const auto rows = [&](const HeadSequence<T>& view) { return view.rows(batch.begin(b), batch.length(b)); };
       rwkv5<T>(rows(receptance), rows(key), rows(value), log_decay_, bonus_,
-               {batch.state(b).memory, H, head_dim(), head_dim()}, rows(output), workspace);
+               batch.state(b).memory, rows(output), workspace);
     }
     const auto gate = gated_ ? project(gate_, mix_gate_) : Sequence<T>();
     workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {
@@ -203,6 +193,7 @@ class Rwkv5 : public RecurrentMixerBase<Rwkv5<T>, T> {
 
  private:
   Index head_dim() const { return config_.attention_channels / config_.heads; }
+  Shape memory_shape() const { return {config_.heads, head_dim(), head_dim()}; }
 
   static Config completed(Config config) {
     if (config.attention_channels == 0) config.attention_channels = config.channels;

@@ -73,18 +73,8 @@ class Rwkv6 : public RecurrentMixerBase<Rwkv6<T>, T> {
     Matrix<T> output;                        // [D, C]
     Vector<T> norm_weight, norm_bias;        // [C]
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visit_all(*this, visitor);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visit_all(*this, visitor);
-    }
-
-   private:
     template <class Self, class Visitor>
-    static void visit_all(Self& self, Visitor& visitor) {
+    static void visit(Self& self, Visitor&& visitor) {
       visitor("time_maa_x", self.mix_all, Presence::required);
       for (std::size_t i = 0; i < inputs.size(); ++i) {
         visitor(std::string("time_maa_") + inputs[i], self.mix[i], Presence::required);
@@ -182,12 +172,12 @@ class Rwkv6 : public RecurrentMixerBase<Rwkv6<T>, T> {
 
   /// The empty state: D + H K^2 zeros.
   State initial_state() const {
-    return {Buffer<T>(std::size_t(config_.channels)), Buffer<T>(std::size_t(config_.attention_channels * head_dim()))};
+    return {Tensor<T>({config_.channels}), Tensor<T>(memory_shape())};
   }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
   void check_state(const State& state) const {
-    expect_token_shift_state(name, config_.channels, config_.attention_channels * head_dim(), state);
+    expect_token_shift_state(name, config_.channels, memory_shape(), state);
   }
 
   void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
@@ -226,7 +216,7 @@ class Rwkv6 : public RecurrentMixerBase<Rwkv6<T>, T> {
     for (Index b = 0; b < batch.size(); ++b) {
       const auto rows = [&](const HeadSequence<T>& view) { return view.rows(batch.begin(b), batch.length(b)); };
       rwkv6<T>(rows(receptance), rows(key), rows(value), rows(log_decay.heads(H)), bonus_,
-               {batch.state(b).memory, H, head_dim(), head_dim()}, rows(output), workspace);
+               batch.state(b).memory, rows(output), workspace);
     }
     workspace.for_row_blocks(length, [&](Index begin, Index count) {
       const auto block = output.rows(begin, count);
@@ -238,6 +228,7 @@ class Rwkv6 : public RecurrentMixerBase<Rwkv6<T>, T> {
 
  private:
   Index head_dim() const { return config_.attention_channels / config_.heads; }
+  Shape memory_shape() const { return {config_.heads, head_dim(), head_dim()}; }
 
   static Config completed(Config config) {
     if (config.attention_channels == 0) config.attention_channels = config.channels;

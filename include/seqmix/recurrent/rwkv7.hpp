@@ -97,18 +97,8 @@ class Rwkv7 : public RecurrentMixerBase<Rwkv7<T>, T> {
     Matrix<T> output;                  // [D, C]
     Vector<T> norm_weight, norm_bias;  // [C]
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      visit_all(*this, visitor);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      visit_all(*this, visitor);
-    }
-
-   private:
     template <class Self, class Visitor>
-    static void visit_all(Self& self, Visitor& visitor) {
+    static void visit(Self& self, Visitor&& visitor) {
       for (std::size_t i = 0; i < inputs.size(); ++i) {
         visitor(std::string("x_") + inputs[i], self.mix[i], Presence::required);
       }
@@ -236,12 +226,12 @@ class Rwkv7 : public RecurrentMixerBase<Rwkv7<T>, T> {
 
   /// The empty state: D + H K^2 zeros.
   State initial_state() const {
-    return {Buffer<T>(std::size_t(config_.channels)), Buffer<T>(std::size_t(config_.attention_channels * head_dim()))};
+    return {Tensor<T>({config_.channels}), Tensor<T>(memory_shape())};
   }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
   void check_state(const State& state) const {
-    expect_token_shift_state(name, config_.channels, config_.attention_channels * head_dim(), state);
+    expect_token_shift_state(name, config_.channels, memory_shape(), state);
   }
 
   using Base::forward;
@@ -329,7 +319,7 @@ class Rwkv7 : public RecurrentMixerBase<Rwkv7<T>, T> {
     for (Index b = 0; b < batch.size(); ++b) {
       const auto rows = [&](const Sequence<T>& view) { return view.rows(batch.begin(b), batch.length(b)).heads(H); };
       rwkv7<T>(rows(receptance), rows(key), rows(value), rows(log_decay), rows(removal), rows(rate),
-               {batch.state(b).memory, H, head_dim(), head_dim()}, rows(output.flat()), workspace);
+               batch.state(b).memory, rows(output.flat()), workspace);
     }
     workspace.for_row_blocks(length, [&](Index begin, Index count) {
       const auto rows = [&](const auto& view) { return view.rows(begin, count); };
@@ -343,6 +333,7 @@ class Rwkv7 : public RecurrentMixerBase<Rwkv7<T>, T> {
 
  private:
   Index head_dim() const { return config_.attention_channels / config_.heads; }
+  Shape memory_shape() const { return {config_.heads, head_dim(), head_dim()}; }
 
   void check_first_value(const Sequence<const T>& x, const Sequence<T>& first_value, const Sequence<T>& y) const {
     expect_shape(name, "first_value", {x.length(), config_.attention_channels}, first_value);

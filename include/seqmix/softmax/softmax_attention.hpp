@@ -225,18 +225,8 @@ struct SoftmaxAttentionWeights {
   Vector<T> sink;                              ///< [H], with sink
   AttentionNames names = AttentionNames::hugging_face;
 
-  template <class Visitor>
-  void visit(Visitor&& visitor) {
-    visit_tensors(*this, visitor);
-  }
-  template <class Visitor>
-  void visit(Visitor&& visitor) const {
-    visit_tensors(*this, visitor);
-  }
-
- private:
   template <class Self, class Visitor>
-  static void visit_tensors(Self& self, Visitor& visitor) {
+  static void visit(Self& self, Visitor&& visitor) {
     const bool llama = self.names == AttentionNames::llama;
     const auto named = [&](std::string_view theirs, std::string_view metas) { return llama ? metas : theirs; };
     visitor(named("q_proj.weight", "wq.weight"), self.query, Presence::required);
@@ -436,15 +426,10 @@ class SoftmaxAttention : public RecurrentMixerBase<SoftmaxAttention<T, direction
     /// Makes room for `tokens` in all: no step allocates before there are more.
     void reserve(Index tokens) { cache.reserve(tokens); }
 
-    template <class Visitor>
-    void visit(Visitor&& visitor) {
-      cache.visit(visitor);
-      visitor("position", position);
-    }
-    template <class Visitor>
-    void visit(Visitor&& visitor) const {
-      cache.visit(visitor);
-      visitor("position", position);
+    template <class Self, class Visitor>
+    static void visit(Self& self, Visitor&& visitor) {
+      visit_fields(self.cache, visitor);
+      visitor("position", self.position);
     }
   };
 
