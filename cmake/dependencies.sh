@@ -210,10 +210,10 @@ provide_packages() {
   done <"$root/build/probe/missing"
 }
 
-# configure <preset>
+# configure <preset> <option of cmake>...
 configure() {
   cd "$root" || exit 1
-  quietly "configure-$1" cmake --preset "$1" || stop "CMake could not configure build/$1"
+  quietly "configure-$1" cmake --preset "$@" || stop "CMake could not configure build/$1"
 }
 
 jobs() { nproc 2>/dev/null || echo 2; }

@@ -61,7 +61,7 @@ struct Data {
             of_head(bonus),
             Token<const float>(head_log_decay.numbers().data(), shape.heads),
             output.view().rows(begin, count),
-            MemoryView<float>(memory, shape.heads, shape.key_dim, shape.value_dim),
+            MemoryView<float>(memory.data(), shape.heads, shape.key_dim, shape.value_dim),
             of_head(key_sum),
             rows_of(beta).flat(),
             rows_of(a),

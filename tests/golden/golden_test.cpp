@@ -84,6 +84,11 @@ TEST_CASE("golden cases") {
       ++pending_files[operator_id];
       continue;
     }
+#ifdef SEQMIX_SOME_OPERATORS
+    const auto& built = golden_registry();
+    const auto built_here = [&](const auto& entry) { return entry.operator_id == operator_id; };
+    if (std::none_of(built.begin(), built.end(), built_here)) continue;
+#endif
     ++checked;
     const std::string failure = check_golden_case(file);
     if (failure.empty()) continue;

@@ -22,14 +22,13 @@ TEMPLATE_TEST_CASE("RWKV-7 that removes nothing is gated linear attention", "", 
     Stream<T> some(length, heads, key_dim, rng), none(length, heads, key_dim, rng, 0.0);
     Stream<T> a(length, heads, value_dim, rng), b(length, heads, value_dim, rng);
     decays.numbers = -decays.numbers.cwiseAbs();
-    Buffer<T> memory_a(heads * key_dim * value_dim), memory_b = memory_a;
+    Tensor<T> memory_a({heads, key_dim, value_dim}), memory_b = memory_a;
     Workspace workspace;
-    gated_linear_attention<T>(receptance.view, key.view, value.view, decays.view, T(1),
-                              {memory_a, heads, key_dim, value_dim}, a.view, workspace);
+    gated_linear_attention<T>(receptance.view, key.view, value.view, decays.view, T(1), memory_a, a.view, workspace);
     for (const bool reads : {false, true}) {
       std::fill(memory_b.begin(), memory_b.end(), T(0));
       rwkv7<T>(receptance.view, key.view, value.view, decays.view, reads ? some.view : none.view,
-               reads ? none.view : some.view, {memory_b, heads, key_dim, value_dim}, b.view, workspace);
+               reads ? none.view : some.view, memory_b, b.view, workspace);
       CHECK(difference(a.numbers, b.numbers) <= tolerance<T>(length));
     }
   }
@@ -52,13 +51,13 @@ TEMPLATE_TEST_CASE("the delta rule is RWKV-7 with a = -exp(w) k and b = beta k",
     }
     decays.numbers = -decays.numbers.cwiseAbs();
     faded = -(decays.numbers.array().exp() * key.numbers.array()).matrix();
-    Buffer<T> memory_a(heads * key_dim * value_dim), memory_b = memory_a;
+    Tensor<T> memory_a({heads, key_dim, value_dim}), memory_b = memory_a;
     Workspace workspace;
-    kimi_delta_attention<T>(query.view, key.view, value.view, decays.view, beta, T(1), QueryKeyNorm::none,
-                            {memory_a, heads, key_dim, value_dim}, a.view, workspace);
+    kimi_delta_attention<T>(query.view, key.view, value.view, decays.view, beta, T(1), QueryKeyNorm::none, memory_a,
+                            a.view, workspace);
     const auto view = [](const Matrix<T>& numbers) { return ConstSequence<T>(numbers).heads(heads); };
-    rwkv7<T>(query.view, view(weighted), value.view, decays.view, view(faded), view(weighted),
-             {memory_b, heads, key_dim, value_dim}, b.view, workspace);
+    rwkv7<T>(query.view, view(weighted), value.view, decays.view, view(faded), view(weighted), memory_b, b.view,
+             workspace);
     CHECK(difference(a.numbers, b.numbers) <= tolerance<T>(length));
   }
 }

@@ -29,12 +29,12 @@ TEMPLATE_TEST_CASE("retention that forgets nothing is linear attention without f
     Stream<T> query(length, heads, key_dim, rng), key(length, heads, key_dim, rng),
         value(length, heads, value_dim, rng);
     Stream<T> a(length, heads, value_dim, rng), b(length, heads, value_dim, rng);
-    Buffer<T> memory_a(heads * key_dim * value_dim), memory_b = memory_a;
+    Tensor<T> memory_a({heads, key_dim, value_dim}), memory_b = memory_a;
     Workspace workspace;
-    retention<T>(query.view, key.view, value.view, Vector<T>(Vector<T>::Zero(heads)), T(0.5),
-                 {memory_a, heads, key_dim, value_dim}, a.view, workspace);
+    retention<T>(query.view, key.view, value.view, Vector<T>(Vector<T>::Zero(heads)), T(0.5), memory_a, a.view,
+                 workspace);
     linear_attention<feature_map::Identity, T>(query.view, key.view, value.view, {.scale = T(0.5), .normalize = false},
-                                               {memory_b, heads, key_dim, value_dim}, {}, b.view, workspace);
+                                               memory_b, {}, b.view, workspace);
     CHECK(difference(a.numbers, b.numbers) <= tolerance<T>(length));
     for (std::size_t i = 0; i < memory_a.size(); ++i) {
       CHECK(std::abs(memory_a[i] - memory_b[i]) <= T(tolerance<T>(length)) * std::sqrt(T(length)));
@@ -49,9 +49,9 @@ TEMPLATE_TEST_CASE("the last row of causal linear attention is that of the bidir
     Stream<T> query(length, heads, key_dim, rng), key(length, heads, key_dim, rng),
         value(length, heads, value_dim, rng);
     Stream<T> a(length, heads, value_dim, rng), b(length, heads, value_dim, rng);
-    Buffer<T> memory(heads * key_dim * value_dim), key_sum(heads * key_dim);
+    Tensor<T> memory({heads, key_dim, value_dim}), key_sum({heads, key_dim});
     Workspace workspace;
-    linear_attention<feature_map::Elu1, T>(query.view, key.view, value.view, {}, {memory, heads, key_dim, value_dim},
+    linear_attention<feature_map::Elu1, T>(query.view, key.view, value.view, {}, memory,
                                            {key_sum.data(), heads, key_dim}, a.view, workspace);
     linear_attention_bidirectional<feature_map::Elu1, T>(query.view, key.view, value.view, {}, b.view, workspace);
     const Matrix<T> last_a = a.numbers.bottomRows(1), last_b = b.numbers.bottomRows(1);
@@ -72,12 +72,10 @@ TEMPLATE_TEST_CASE("RWKV-6 with the same decay at every token is RWKV-5", "", fl
     for (Index t = 0; t < length; ++t) {
       for (Index i = 0; i < log_decay.size(); ++i) decays.numbers(t, i) = log_decay.data()[i];
     }
-    Buffer<T> memory_a(heads * key_dim * value_dim), memory_b = memory_a;
+    Tensor<T> memory_a({heads, key_dim, value_dim}), memory_b = memory_a;
     Workspace workspace;
-    rwkv5<T>(receptance.view, key.view, value.view, log_decay, bonus, {memory_a, heads, key_dim, value_dim}, a.view,
-             workspace);
-    rwkv6<T>(receptance.view, key.view, value.view, decays.view, bonus, {memory_b, heads, key_dim, value_dim}, b.view,
-             workspace);
+    rwkv5<T>(receptance.view, key.view, value.view, log_decay, bonus, memory_a, a.view, workspace);
+    rwkv6<T>(receptance.view, key.view, value.view, decays.view, bonus, memory_b, b.view, workspace);
     CHECK(difference(a.numbers, b.numbers) <= tolerance<T>(length));
   }
 }

@@ -340,13 +340,13 @@ double core_difference(Index length, Index heads, Index key_dim, Index value_dim
   const auto typed = [](const Matrixd& x) { return Matrix<T>(x.cast<T>()); };
   const Matrix<T> r_t = typed(r), k_t = typed(k), v_t = typed(v), w_t = typed(w), a_t = typed(a), b_t = typed(b);
   Matrix<T> y = Matrix<T>::Constant(length, heads * value_dim, std::numeric_limits<T>::quiet_NaN());
-  Buffer<T> memory(std::size_t(heads * key_dim * value_dim));
+  Tensor<T> memory({heads, key_dim, value_dim});
   Workspace workspace;
   for (Index begin = 0; begin < length; begin += piece) {
     const Index count = std::min(piece, length - begin);
     const auto rows = [&](const Matrix<T>& x) { return ConstSequence<T>(x).rows(begin, count).heads(heads); };
     workspace.poison();
-    rwkv7<T>(rows(r_t), rows(k_t), rows(v_t), rows(w_t), rows(a_t), rows(b_t), {memory, heads, key_dim, value_dim},
+    rwkv7<T>(rows(r_t), rows(k_t), rows(v_t), rows(w_t), rows(a_t), rows(b_t), memory,
              Sequence<T>(y).rows(begin, count).heads(heads), workspace);
   }
   double difference = 0, largest = 0;

@@ -118,7 +118,7 @@ class StateOf final : public AnyState {
       if constexpr (!std::is_arithmetic_v<Field>) {
         if (array++ != which) return;
         if constexpr (requires { field.shape(); }) {
-          field = Field(Shape{Index(field.size()), 1});
+          field = Field(Shape{Index(field.size()), 1, 1, 1});  // no state has four dimensions
           done = true;
         }
       }

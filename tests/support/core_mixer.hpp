@@ -60,8 +60,7 @@ class CoreMixer : public RecurrentMixerBase<CoreMixer<Core, T>, T> {
       const auto rows = [&](const auto& view) { return view.rows(batch.begin(b), batch.length(b)); };
       Core::template run<T>(rows(x).columns(0, Hk * K).heads(Hk), rows(x).columns(Hk * K, Hk * K).heads(Hk),
                             rows(x).columns(2 * Hk * K, H * V).heads(H), rows(log_decay),
-                            MemoryView<T>(batch.state(b).memory), rows(y).columns(0, H * V).heads(H),
-                            workspace);
+                            MemoryView<T>(batch.state(b).memory), rows(y).columns(0, H * V).heads(H), workspace);
     }
   }
 

@@ -16,9 +16,9 @@
 // Cost O(L H K V) time and O(H K V) scratch; nothing of size L^2 or L K exists.
 #pragma once
 
+#include <optional>
 #include <seqmix/engine/linear_recurrence_in_place.hpp>
 #include <seqmix/engine/linear_recurrence_panels.hpp>
-#include <optional>
 #include <string>
 #include <string_view>
 

@@ -26,8 +26,7 @@ class MemoryView {
       : MemoryView(data, heads, key_dim, value_dim, key_dim * value_dim, value_dim) {}
 
   /// All of a tensor [heads, key_dim, value_dim].
-  MemoryView(Tensor<T>& tensor)
-      : MemoryView(tensor.data(), tensor.shape()[0], tensor.shape()[1], tensor.shape()[2]) {
+  MemoryView(Tensor<T>& tensor) : MemoryView(tensor.data(), tensor.shape()[0], tensor.shape()[1], tensor.shape()[2]) {
     assert(tensor.shape().rank() == 3);
   }
 

@@ -84,7 +84,8 @@ class BlobWriter {
 /// Reads what BlobWriter wrote, and throws std::invalid_argument where the blob ends before it.
 class BlobReader {
  public:
-  BlobReader(std::string_view operation, std::span<const std::byte> bytes) : operation_(operation), rest_(bytes), bytes_(bytes.size()) {}
+  BlobReader(std::string_view operation, std::span<const std::byte> bytes)
+      : operation_(operation), rest_(bytes), bytes_(bytes.size()) {}
 
   /// The next values.size() numbers.
   template <class T>

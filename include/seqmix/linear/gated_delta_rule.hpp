@@ -136,8 +136,9 @@ class GatedDeltaRule : public RecurrentMixerBase<GatedDeltaRule<T>, T> {
     for (Index b = 0; b < batch.size(); ++b) {
       const auto rows = [&](const auto& view) { return view.rows(batch.begin(b), batch.length(b)); };
       gated_delta_rule<T>(rows(streams.query).heads(H), rows(streams.key).heads(H), rows(streams.value).heads(Hv),
-                          rows(log_decay), rows(beta), std::pow(T(K), T(-0.5)), QueryKeyNorm{QueryKeyNorm::Kind::l2, config_.l2_eps},
-                          batch.state(b).memory, rows(mixed), workspace);
+                          rows(log_decay), rows(beta), std::pow(T(K), T(-0.5)),
+                          QueryKeyNorm{QueryKeyNorm::Kind::l2, config_.l2_eps}, batch.state(b).memory, rows(mixed),
+                          workspace);
     }
     output_.apply(mixed, gate, y, workspace);
   }

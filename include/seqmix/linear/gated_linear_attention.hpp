@@ -160,8 +160,8 @@ class GatedLinearAttention : public RecurrentMixerBase<GatedLinearAttention<T>, 
         return view.rows(batch.begin(b), batch.length(b)).heads(heads);
       };
       gated_linear_attention<T>(rows(streams.query, H), rows(streams.key, shared()), rows(streams.value, shared()),
-                                rows(log_decay, shared()), std::pow(T(key_dim()), T(-0.5)),
-                                batch.state(b).memory, rows(mixed.flat(), H), workspace);
+                                rows(log_decay, shared()), std::pow(T(key_dim()), T(-0.5)), batch.state(b).memory,
+                                rows(mixed.flat(), H), workspace);
     }
     output_.apply(mixed, gate, y, workspace);
   }

@@ -28,7 +28,8 @@ namespace seqmix::inline SEQMIX_ARCH {
 template <std::floating_point T>
 void kimi_delta_attention(ConstHeadSequence<T> query, ConstHeadSequence<T> key, ConstHeadSequence<T> value,
                           ConstHeadSequence<T> log_decay, ConstSequence<T> beta, std::type_identity_t<T> scale,
-                          const QueryKeyNorm& norm, MemoryView<T> memory, HeadSequence<T> output, Workspace& workspace) {
+                          const QueryKeyNorm& norm, MemoryView<T> memory, HeadSequence<T> output,
+                          Workspace& workspace) {
   constexpr std::string_view name = "kimi_delta_attention";
   expect_recurrence_shapes<T>(name, query, key, value, memory, output);
   expect_shared_heads<T>(name, "log_decay", log_decay, memory.key_dim(), memory, output);
@@ -137,8 +138,9 @@ class KimiDeltaAttention : public RecurrentMixerBase<KimiDeltaAttention<T>, T> {
     for (Index b = 0; b < batch.size(); ++b) {
       const auto rows = [&](const auto& view) { return view.rows(batch.begin(b), batch.length(b)); };
       kimi_delta_attention<T>(rows(streams.query).heads(H), rows(streams.key).heads(H), rows(streams.value).heads(Hv),
-                              rows(log_decay).heads(Hv), rows(beta), std::pow(T(K), T(-0.5)), QueryKeyNorm{QueryKeyNorm::Kind::l2, config_.l2_eps},
-                              batch.state(b).memory, rows(mixed), workspace);
+                              rows(log_decay).heads(Hv), rows(beta), std::pow(T(K), T(-0.5)),
+                              QueryKeyNorm{QueryKeyNorm::Kind::l2, config_.l2_eps}, batch.state(b).memory, rows(mixed),
+                              workspace);
     }
     output_.apply(mixed, gate, y, workspace);
   }

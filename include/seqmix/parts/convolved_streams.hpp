@@ -26,7 +26,8 @@ struct ConvolvedMemoryState {
 
   template <class Self, class Visitor>
   static void visit(Self& self, Visitor&& visitor) {
-    visitor("memory", self.memory), visitor("query", self.query), visitor("key", self.key), visitor("value", self.value);
+    visitor("memory", self.memory), visitor("query", self.query), visitor("key", self.key),
+        visitor("value", self.value);
   }
 };
 

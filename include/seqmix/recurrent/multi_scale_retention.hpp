@@ -95,9 +95,7 @@ class MultiScaleRetention : public RecurrentMixerBase<MultiScaleRetention<T>, T>
   const Config& config() const { return config_; }
 
   /// The empty state: H K V zeros.
-  State initial_state() const {
-    return {Tensor<T>({config_.heads, key_dim(), value_dim()}), config_.start_position};
-  }
+  State initial_state() const { return {Tensor<T>({config_.heads, key_dim(), value_dim()}), config_.start_position}; }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
   void check_state(const State& state) const {
@@ -121,8 +119,8 @@ class MultiScaleRetention : public RecurrentMixerBase<MultiScaleRetention<T>, T>
       const auto rows = [&](const HeadSequence<T>& view) { return view.rows(batch.begin(b), batch.length(b)); };
       rotary_.apply(rows(query), state.position, workspace);
       rotary_.apply(rows(key), state.position, workspace);
-      retention<T>(rows(query), rows(key), rows(value), log_decay_, std::pow(T(key_dim()), T(-0.5)),
-                   state.memory, rows(mixed), workspace);
+      retention<T>(rows(query), rows(key), rows(value), log_decay_, std::pow(T(key_dim()), T(-0.5)), state.memory,
+                   rows(mixed), workspace);
       state.position += batch.length(b);
     }
     workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {

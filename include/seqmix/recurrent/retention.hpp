@@ -133,8 +133,7 @@ class Retention : public RecurrentMixerBase<Retention<T>, T> {
 
   /// The empty state: H (K V + 1) zeros.
   State initial_state() const {
-    return {Tensor<T>({config_.heads, key_dim(), value_dim()}), Tensor<T>({config_.heads}),
-            config_.start_position};
+    return {Tensor<T>({config_.heads, key_dim(), value_dim()}), Tensor<T>({config_.heads}), config_.start_position};
   }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.

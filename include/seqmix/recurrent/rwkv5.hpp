@@ -154,9 +154,7 @@ class Rwkv5 : public RecurrentMixerBase<Rwkv5<T>, T> {
   const Config& config() const { return config_; }
 
   /// The empty state: D + H K^2 zeros.
-  State initial_state() const {
-    return {Tensor<T>({config_.channels}), Tensor<T>(memory_shape())};
-  }
+  State initial_state() const { return {Tensor<T>({config_.channels}), Tensor<T>(memory_shape())}; }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
   void check_state(const State& state) const {
@@ -179,8 +177,8 @@ class Rwkv5 : public RecurrentMixerBase<Rwkv5<T>, T> {
     const auto output = workspace.heads<T>(x.length(), H, head_dim());
     for (Index b = 0; b < batch.size(); ++b) {
       const auto rows = [&](const HeadSequence<T>& view) { return view.rows(batch.begin(b), batch.length(b)); };
-      rwkv5<T>(rows(receptance), rows(key), rows(value), log_decay_, bonus_,
-               batch.state(b).memory, rows(output), workspace);
+      rwkv5<T>(rows(receptance), rows(key), rows(value), log_decay_, bonus_, batch.state(b).memory, rows(output),
+               workspace);
     }
     const auto gate = gated_ ? project(gate_, mix_gate_) : Sequence<T>();
     workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {

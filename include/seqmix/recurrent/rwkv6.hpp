@@ -171,9 +171,7 @@ class Rwkv6 : public RecurrentMixerBase<Rwkv6<T>, T> {
   const Config& config() const { return config_; }
 
   /// The empty state: D + H K^2 zeros.
-  State initial_state() const {
-    return {Tensor<T>({config_.channels}), Tensor<T>(memory_shape())};
-  }
+  State initial_state() const { return {Tensor<T>({config_.channels}), Tensor<T>(memory_shape())}; }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
   void check_state(const State& state) const {
@@ -215,8 +213,8 @@ class Rwkv6 : public RecurrentMixerBase<Rwkv6<T>, T> {
     const auto output = workspace.heads<T>(length, H, head_dim());
     for (Index b = 0; b < batch.size(); ++b) {
       const auto rows = [&](const HeadSequence<T>& view) { return view.rows(batch.begin(b), batch.length(b)); };
-      rwkv6<T>(rows(receptance), rows(key), rows(value), rows(log_decay.heads(H)), bonus_,
-               batch.state(b).memory, rows(output), workspace);
+      rwkv6<T>(rows(receptance), rows(key), rows(value), rows(log_decay.heads(H)), bonus_, batch.state(b).memory,
+               rows(output), workspace);
     }
     workspace.for_row_blocks(length, [&](Index begin, Index count) {
       const auto block = output.rows(begin, count);

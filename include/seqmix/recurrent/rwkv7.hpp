@@ -225,9 +225,7 @@ class Rwkv7 : public RecurrentMixerBase<Rwkv7<T>, T> {
   const Config& config() const { return config_; }
 
   /// The empty state: D + H K^2 zeros.
-  State initial_state() const {
-    return {Tensor<T>({config_.channels}), Tensor<T>(memory_shape())};
-  }
+  State initial_state() const { return {Tensor<T>({config_.channels}), Tensor<T>(memory_shape())}; }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
   void check_state(const State& state) const {

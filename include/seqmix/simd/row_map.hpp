@@ -34,8 +34,8 @@ struct Unmapped {
 /// called once for many elements, and the kernels need not be compiled again for every map.
 template <class T>
 struct RowMap {
-  void (*function)(const void* parameters, const T* from, Index count, T scale, T* to) =
-      &detail::map_padded_row<T, detail::Unmapped>;
+  void (*function)(const void* parameters, const T* from, Index count, T scale,
+                   T* to) = &detail::map_padded_row<T, detail::Unmapped>;
   const void* parameters = nullptr;  ///< must outlive the call that the map is given to
 };
 
