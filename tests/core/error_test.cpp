@@ -99,5 +99,13 @@ TEST_CASE("overlaps") {
   CHECK(message_of([&] { expect_disjoint("op", "y", all, "x", all); }) == "op: y: overlaps x in memory");
 }
 
+TEST_CASE("what does not divide is named with its numbers") {
+  CHECK_NOTHROW(expect_divides("op", "heads", 2, "channels", 8));
+  CHECK(message_of([] { expect_divides("op", "heads", 3, "channels", 8); }) ==
+        "op: heads: must be positive and divide channels: given 3 and 8");
+  CHECK_THROWS_AS(expect_divides("op", "heads", 0, "channels", 8), std::invalid_argument);
+  CHECK_THROWS_AS(expect_divides("op", "heads", 2, "channels", 0), std::invalid_argument);
+}
+
 }  // namespace
 }  // namespace seqmix

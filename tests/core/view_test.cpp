@@ -1,8 +1,10 @@
 // Views: what converts to them and what must not compile.
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers.hpp>
 #include <concepts>
 #include <seqmix/core/buffer.hpp>
 #include <seqmix/core/view.hpp>
+#include <stdexcept>
 #include <vector>
 
 namespace seqmix {
@@ -144,6 +146,23 @@ TEST_CASE("buffers are aligned") {
     CHECK(reinterpret_cast<std::uintptr_t>(buffer.data()) % memory_alignment == 0);
     CHECK(buffer == Buffer<float>(size, 0.0F));
   }
+}
+
+TEST_CASE("views cut out of range throw") {
+  std::vector<float> numbers(24);
+  const Sequence<float> view(numbers.data(), 4, 6);
+  CHECK(view.rows(4, 0).length() == 0);
+  CHECK(view.columns(6, 0).channels() == 0);
+  CHECK_THROWS_WITH(view.rows(3, 2), "view: rows 3 .. 5 of 4");
+  CHECK_THROWS_AS(view.rows(-1, 2), std::invalid_argument);
+  CHECK_THROWS_AS(view.rows(0, -1), std::invalid_argument);
+  CHECK_THROWS_WITH(view.columns(2, 5), "view: columns 2 .. 7 of 6");
+  CHECK_THROWS_WITH(view.heads(4), "view: 4 heads of 6 channels");
+  CHECK_THROWS_AS(view.heads(0), std::invalid_argument);
+  const auto heads = view.heads(2);
+  CHECK_THROWS_AS(heads.head(2), std::invalid_argument);
+  CHECK_THROWS_AS(heads.rows(1, 4), std::invalid_argument);
+  CHECK_THROWS_AS(heads.columns(1, 3), std::invalid_argument);
 }
 
 }  // namespace

@@ -197,4 +197,20 @@ TEST_CASE("forged states are restored or refused, nothing else", "[io]") {
   }
 }
 
+TEST_CASE("batches take vectors of states", "[io]") {
+  const RunningMean<float> mixer({2});
+  auto first = mixer.initial_state(), second = first;
+  const std::vector<RunningMean<float>::State*> states = {&first, &second};
+  const std::vector<Index> offsets = {0, 1, 3};
+  const Matrix<float> x = Matrix<float>::Ones(3, 2);
+  Matrix<float> y(3, 2);
+  Workspace workspace;
+  mixer.prefill(states, offsets, x, y, workspace);
+  const Matrix<float> tokens = x.topRows(2);
+  Matrix<float> results(2, 2);
+  mixer.step(states, tokens, results, workspace);
+  CHECK(first.position == 2);
+  CHECK(second.position == 3);
+}
+
 }  // namespace

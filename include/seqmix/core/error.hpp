@@ -123,6 +123,16 @@ inline void expect(bool condition, std::string_view operation, std::string_view 
   }
 }
 
+/// Throws std::invalid_argument, naming both numbers, unless `divisor` is positive and divides `number` > 0.
+inline void expect_divides(std::string_view operation, std::string_view divisor_name, Index divisor,
+                           std::string_view number_name, Index number) {
+  if (divisor <= 0 || number <= 0 || number % divisor != 0) [[unlikely]] {
+    internal::throw_invalid(operation, divisor_name,
+                            "must be positive and divide " + std::string(number_name) + ": given " +
+                                std::to_string(divisor) + " and " + std::to_string(number));
+  }
+}
+
 /// Throws std::invalid_argument, "operation: tensor: expected shape [..], given [..]", unless the shapes are equal.
 inline void expect_shape(std::string_view operation, std::string_view tensor, const Shape& expected,
                          const Shape& given) {

@@ -132,31 +132,31 @@ class RecurrentMixerBase {
   /// The next rows of a sequence: reads the state left by the rows before, and leaves that after the last row.
   /// x, y [length, channels], any length. Throws std::invalid_argument on wrong shapes, on overlapping views, and on a
   /// state that isn't one of this mixer's.
-  template <class State>
-  void prefill(State& state, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+  template <class D = Derived>
+  void prefill(typename D::State& state, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
     prefill_with(state, x, y, workspace);
   }
 
   /// The next token of a sequence. x, y [channels]. Allocates nothing once `workspace` is warm, but for states that grow
   /// past what was reserved. Throws as prefill does.
-  template <class State>
-  void step(State& state, ConstToken<T> x, Token<T> y, Workspace& workspace) const {
+  template <class D = Derived>
+  void step(typename D::State& state, ConstToken<T> x, Token<T> y, Workspace& workspace) const {
     prefill(state, ConstSequence<T>(x), Sequence<T>(y), workspace);
   }
 
   /// The next rows of several sequences at once, in packed rows: rows offsets[b] .. offsets[b + 1] - 1 of x and y belong
   /// to the sequence of states[b]. offsets must ascend from 0 to x.length(), one more of them than of states, and no
   /// state may appear twice. Throws as prefill does.
-  template <class State>
-  void prefill(std::span<State* const> states, std::span<const Index> offsets, ConstSequence<T> x, Sequence<T> y,
-               Workspace& workspace) const {
+  template <class D = Derived>
+  void prefill(std::span<typename D::State* const> states, std::span<const Index> offsets, ConstSequence<T> x,
+               Sequence<T> y, Workspace& workspace) const {
     prefill_with(states, offsets, x, y, workspace);
   }
 
   /// The next token of several sequences: row b of x and y [states.size(), channels] belongs to states[b]. Throws as
   /// prefill does.
-  template <class State>
-  void step(std::span<State* const> states, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+  template <class D = Derived>
+  void step(std::span<typename D::State* const> states, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
     step_with(states, x, y, workspace);
   }
 

@@ -4,7 +4,8 @@
 //   HeadSequence  [length, heads, head_dim]     the same, with the channels of a token grouped into heads
 //   Token         [channels]                    one contiguous row
 //
-// A view is a pointer and a few integers; copying one never copies numbers. The Const* names are the read-only views.
+// A view is a pointer and a few integers; copying one never copies numbers. Cutting a view (rows, columns, head, heads) out
+// of range throws std::invalid_argument; single rows and elements are asserted only. The Const* names are the read-only views.
 // They take no part in template argument deduction, so that f(query, key, value, output) deduces its scalar type from
 // the output and converts the inputs.
 #pragma once
@@ -14,6 +15,8 @@
 #include <concepts>
 #include <cstddef>
 #include <span>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 namespace seqmix {
@@ -56,6 +59,21 @@ concept ElementsOf =
     std::same_as<typename Plain<M>::Scalar, std::remove_const_t<T>> && (std::is_const_v<T> || requires(M&& m) {
       { m.data() } -> std::same_as<T*>;
     });
+
+/// Out of line and cold, so that checks of views cost a comparison.
+[[noreturn, gnu::cold, gnu::noinline]] inline void throw_view(const char* what, Index begin, Index count, Index size) {
+  throw std::invalid_argument("view: " + std::string(what) + " " + std::to_string(begin) + " .. " +
+                              std::to_string(begin + count) + " of " + std::to_string(size));
+}
+[[noreturn, gnu::cold, gnu::noinline]] inline void throw_heads(Index heads, Index channels) {
+  throw std::invalid_argument("view: " + std::to_string(heads) + " heads of " + std::to_string(channels) + " channels");
+}
+
+/// Throws unless begin .. begin + count - 1 lies in 0 .. size - 1.
+constexpr void expect_range(const char* what, Index begin, Index count, Index size) {
+  if (begin < 0 || count < 0 || begin > size - count) [[unlikely]]
+    throw_view(what, begin, count, size);
+}
 
 }  // namespace internal
 
@@ -154,17 +172,18 @@ class Sequence {
 
   /// Tokens begin .. begin + count - 1.
   constexpr Sequence rows(Index begin, Index count) const {
-    assert(begin >= 0 && count >= 0 && begin + count <= length_);
+    internal::expect_range("rows", begin, count, length_);
     return {data_ + begin * stride_, count, channels_, stride_};
   }
   /// Channels begin .. begin + count - 1 of every token.
   constexpr Sequence columns(Index begin, Index count) const {
-    assert(begin >= 0 && count >= 0 && begin + count <= channels_);
+    internal::expect_range("columns", begin, count, channels_);
     return {data_ + begin, length_, count, stride_};
   }
   /// The channels of every token cut into `heads` heads of equal size. `heads` must divide channels().
   constexpr HeadSequence<T> heads(Index heads) const {
-    assert(heads > 0 && channels_ % heads == 0);
+    if (heads <= 0 || channels_ % heads != 0) [[unlikely]]
+      internal::throw_heads(heads, channels_);
     return {data_, length_, heads, channels_ / heads, stride_, channels_ / heads};
   }
 
@@ -221,17 +240,17 @@ class HeadSequence {
 
   /// One head as a sequence [length, head_dim].
   constexpr Sequence<T> head(Index h) const {
-    assert(h >= 0 && h < heads_);
+    internal::expect_range("head", h, 1, heads_);
     return {data_ + h * head_stride_, length_, head_dim_, row_stride_};
   }
   /// Tokens begin .. begin + count - 1.
   constexpr HeadSequence rows(Index begin, Index count) const {
-    assert(begin >= 0 && count >= 0 && begin + count <= length_);
+    internal::expect_range("rows", begin, count, length_);
     return {data_ + begin * row_stride_, count, heads_, head_dim_, row_stride_, head_stride_};
   }
   /// Channels begin .. begin + count - 1 of every head.
   constexpr HeadSequence columns(Index begin, Index count) const {
-    assert(begin >= 0 && count >= 0 && begin + count <= head_dim_);
+    internal::expect_range("columns", begin, count, head_dim_);
     return {data_ + begin, length_, heads_, count, row_stride_, head_stride_};
   }
   /// The heads of every token side by side, [length, heads * head_dim]. Needs head_stride() == head_dim().

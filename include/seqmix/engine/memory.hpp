@@ -27,7 +27,7 @@ class MemoryView {
 
   /// All of a tensor [heads, key_dim, value_dim].
   MemoryView(Tensor<T>& tensor) : MemoryView(tensor.data(), tensor.shape()[0], tensor.shape()[1], tensor.shape()[2]) {
-    assert(tensor.shape().rank() == 3);
+    expect(tensor.shape().rank() == 3, "MemoryView", "tensor", "must be [heads, key_dim, value_dim]");
   }
 
   constexpr T* data() const { return data_; }

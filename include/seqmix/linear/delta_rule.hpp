@@ -122,8 +122,8 @@ class DeltaRule : public RecurrentMixerBase<DeltaRule<T>, T> {
   static DeltaLayerSizes sizes(const Config& config) {
     const Index H = config.heads, keys = config.key_channels == 0 ? config.channels : config.key_channels;
     const Index values = config.value_channels == 0 ? config.channels : config.value_channels;
-    expect(H > 0 && keys % H == 0 && values % H == 0, name, "config.heads",
-           "must be positive and divide key_channels and value_channels");
+    expect_divides(name, "config.heads", H, "key_channels", keys);
+    expect_divides(name, "config.heads", H, "value_channels", values);
     const DeltaLayerSizes result{config.channels, H, H, keys / H, values / H, config.convolution};
     result.check(name);
     return result;

@@ -179,11 +179,10 @@ class GatedLinearAttention : public RecurrentMixerBase<GatedLinearAttention<T>, 
     if (config.key_value_heads == 0) config.key_value_heads = config.heads;
     if (config.key_channels == 0) config.key_channels = config.channels / 2;
     if (config.value_channels == 0) config.value_channels = config.channels;
-    expect(config.channels > 0 && config.heads > 0 && config.key_channels > 0 && config.value_channels > 0 &&
-               config.key_channels % config.heads == 0 && config.value_channels % config.heads == 0,
-           name, "config.heads", "must divide key_channels and value_channels");
-    expect(config.key_value_heads > 0 && config.heads % config.key_value_heads == 0, name, "config.key_value_heads",
-           "must divide heads");
+    expect(config.channels > 0, name, "config.channels", "must be positive");
+    expect_divides(name, "config.heads", config.heads, "key_channels", config.key_channels);
+    expect_divides(name, "config.heads", config.heads, "value_channels", config.value_channels);
+    expect_divides(name, "config.key_value_heads", config.key_value_heads, "heads", config.heads);
     expect(config.gate_rank > 0, name, "config.gate_rank", "must be positive");
     return config;
   }

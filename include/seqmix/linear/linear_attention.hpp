@@ -248,12 +248,12 @@ class LinearAttention : public RecurrentMixerBase<LinearAttention<T, Map, way>, 
   Shape key_sum_shape() const { return {config_.heads, config_.key_dim}; }
 
   static Config completed(Config config) {
-    expect(config.channels > 0 && config.heads > 0, name, "config.channels, config.heads", "must be positive");
+    expect(config.channels > 0, name, "config.channels", "must be positive");
+    if (config.key_dim == 0 || config.value_dim == 0) {
+      expect_divides(name, "config.heads", config.heads, "channels", config.channels);
+    }
     if (config.key_value_heads == 0) config.key_value_heads = config.heads;
-    expect(config.key_value_heads > 0 && config.heads % config.key_value_heads == 0, name, "config.key_value_heads",
-           "must divide heads");
-    expect((config.key_dim > 0 && config.value_dim > 0) || config.channels % config.heads == 0, name, "config.heads",
-           "must divide channels where key_dim or value_dim is left open");
+    expect_divides(name, "config.key_value_heads", config.key_value_heads, "heads", config.heads);
     if (config.key_dim == 0) config.key_dim = config.channels / config.heads;
     if (config.value_dim == 0) config.value_dim = config.channels / config.heads;
     return config;

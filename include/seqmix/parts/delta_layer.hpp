@@ -91,8 +91,7 @@ struct DeltaLayerSizes {
   void check(std::string_view operation) const {
     expect(channels > 0 && key_dim > 0 && value_dim > 0, operation, "config.channels",
            "must be positive, as must the widths of the heads");
-    expect(heads > 0 && value_heads > 0 && value_heads % heads == 0, operation, "config.heads",
-           "must be positive and divide value_heads");
+    expect_divides(operation, "config.heads", heads, "value_heads", value_heads);
   }
 };
 

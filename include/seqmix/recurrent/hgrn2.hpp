@@ -168,7 +168,7 @@ class Hgrn2 : public RecurrentMixerBase<Hgrn2<T>, T> {
   static Config completed(Config config) {
     expect(config.channels > 0 && config.key_dim > 0, name, "config.key_dim", "must be positive, as must channels");
     if (config.heads == 0) config.heads = config.channels / config.key_dim;
-    expect(config.heads > 0 && config.channels % config.heads == 0, name, "config.heads", "must divide channels");
+    expect_divides(name, "config.heads", config.heads, "channels", config.channels);
     return config;
   }
 
@@ -230,8 +230,7 @@ class Hgru2 : public RecurrentMixerBase<Hgru2<T>, T> {
         norm_weight_(weights.norm_weight),
         norm_bias_(weights.norm_bias) {
     const Index D = config.channels;
-    expect(D > 0 && config.head_dim > 0 && D % config.head_dim == 0, name, "config.head_dim",
-           "must be positive and divide channels");
+    expect_divides(name, "config.head_dim", config.head_dim, "channels", D);
     expect_tensor(name, "in_proj.weight", {3 * D, D}, weights.input);
     expect_tensor(name, "out_proj.weight", {D, D}, weights.output);
     if (config.bias) expect_tensor(name, "in_proj.bias", {3 * D}, weights.input_bias);

@@ -17,7 +17,7 @@ namespace seqmix::inline SEQMIX_ARCH {
 template <std::floating_point T>
 class MultiScaleRetention : public RecurrentMixerBase<MultiScaleRetention<T>, T> {
  public:
-  static constexpr std::string_view name = "retention";
+  static constexpr std::string_view name = "multi_scale_retention";
   static constexpr StateGrowth growth = StateGrowth::constant;
 
   struct Config {
@@ -139,11 +139,10 @@ class MultiScaleRetention : public RecurrentMixerBase<MultiScaleRetention<T>, T>
     if (config.key_value_heads == 0) config.key_value_heads = config.heads;
     if (config.key_channels == 0) config.key_channels = config.channels;
     if (config.value_channels == 0) config.value_channels = 2 * config.channels;
-    expect(config.channels > 0 && config.heads > 0 && config.key_channels % (2 * config.heads) == 0, name,
-           "config.heads", "must divide key_channels into heads of even size");
-    expect(config.value_channels % config.heads == 0, name, "config.heads", "must divide value_channels");
-    expect(config.key_value_heads > 0 && config.heads % config.key_value_heads == 0, name, "config.key_value_heads",
-           "must divide heads");
+    expect(config.channels > 0, name, "config.channels", "must be positive");
+    expect_divides(name, "2 config.heads (heads of even size)", 2 * config.heads, "key_channels", config.key_channels);
+    expect_divides(name, "config.heads", config.heads, "value_channels", config.value_channels);
+    expect_divides(name, "config.key_value_heads", config.key_value_heads, "heads", config.heads);
     return config;
   }
 

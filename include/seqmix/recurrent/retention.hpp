@@ -168,10 +168,8 @@ class Retention : public RecurrentMixerBase<Retention<T>, T> {
 
   static Config completed(Config config) {
     if (config.value_channels == 0) config.value_channels = 2 * config.channels;
-    expect(config.channels > 0 && config.heads > 0 && config.channels % (2 * config.heads) == 0, name, "config.heads",
-           "must divide channels into heads of even size");
-    expect(config.value_channels > 0 && config.value_channels % config.heads == 0, name, "config.heads",
-           "must divide value_channels");
+    expect_divides(name, "2 config.heads (heads of even size)", 2 * config.heads, "channels", config.channels);
+    expect_divides(name, "config.heads", config.heads, "value_channels", config.value_channels);
     expect(config.chunk > 0, name, "config.chunk", "must be positive");
     return config;
   }

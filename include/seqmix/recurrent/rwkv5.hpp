@@ -195,8 +195,8 @@ class Rwkv5 : public RecurrentMixerBase<Rwkv5<T>, T> {
 
   static Config completed(Config config) {
     if (config.attention_channels == 0) config.attention_channels = config.channels;
-    expect(config.channels > 0 && config.heads > 0 && config.attention_channels % config.heads == 0, name,
-           "config.heads", "must divide attention_channels");
+    expect(config.channels > 0, name, "config.channels", "must be positive");
+    expect_divides(name, "config.heads", config.heads, "attention_channels", config.attention_channels);
     return config;
   }
 

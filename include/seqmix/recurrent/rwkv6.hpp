@@ -230,8 +230,8 @@ class Rwkv6 : public RecurrentMixerBase<Rwkv6<T>, T> {
 
   static Config completed(Config config) {
     if (config.attention_channels == 0) config.attention_channels = config.channels;
-    expect(config.channels > 0 && config.heads > 0 && config.attention_channels % config.heads == 0, name,
-           "config.heads", "must divide attention_channels");
+    expect(config.channels > 0, name, "config.channels", "must be positive");
+    expect_divides(name, "config.heads", config.heads, "attention_channels", config.attention_channels);
     expect(config.mix_rank > 0 && config.decay_rank > 0, name, "config.mix_rank, config.decay_rank",
            "must be positive");
     return config;

@@ -397,8 +397,8 @@ class Rwkv7 : public RecurrentMixerBase<Rwkv7<T>, T> {
 
   static Config completed(Config config) {
     if (config.attention_channels == 0) config.attention_channels = config.channels;
-    expect(config.channels > 0 && config.heads > 0 && config.attention_channels % config.heads == 0, name,
-           "config.heads", "must divide attention_channels");
+    expect(config.channels > 0, name, "config.channels", "must be positive");
+    expect_divides(name, "config.heads", config.heads, "attention_channels", config.attention_channels);
     const double root = std::sqrt(double(config.attention_channels));
     const auto complete = [&](Index& rank, double factor) {
       if (rank == 0) rank = std::max<Index>(32, Index(std::nearbyint(factor * root / 32)) * 32);

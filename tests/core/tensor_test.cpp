@@ -1,0 +1,31 @@
+// Owned arrays with a shape.
+#include <seqmix/core/tensor.hpp>
+
+#include <catch2/catch_test_macros.hpp>
+#include <cstdint>
+
+namespace seqmix {
+namespace {
+
+TEST_CASE("a tensor begins with zeros, aligned, and knows its shape", "[core]") {
+  Tensor<float> tensor({2, 3, 5});
+  CHECK(tensor.shape() == Shape{2, 3, 5});
+  CHECK(tensor.size() == 30);
+  CHECK(reinterpret_cast<std::uintptr_t>(tensor.data()) % memory_alignment == 0);
+  for (const float number : tensor) CHECK(number == 0);
+  CHECK(Tensor<float>().empty());
+  CHECK(Tensor<float>().shape() == Shape{0});
+}
+
+TEST_CASE("a copied tensor is another one", "[core]") {
+  Tensor<double> tensor({4});
+  const Tensor<double> copy = tensor;
+  CHECK(copy == tensor);
+  tensor[2] = 1;
+  CHECK(copy[2] == 0);
+  CHECK_FALSE(copy == tensor);
+  CHECK_FALSE(Tensor<double>({2, 2}) == Tensor<double>({4}));
+}
+
+}  // namespace
+}  // namespace seqmix
