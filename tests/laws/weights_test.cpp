@@ -1,6 +1,7 @@
 // Every weight of every registered mixer takes part in what it computes.
 #include <catch2/catch_test_macros.hpp>
-#include <cstdio>
+#include <set>
+#include <string>
 
 #include "support/registry.hpp"
 
@@ -15,30 +16,33 @@ Matrix<double> outputs(MixerSetup& setup, const Matrix<double>& x) {
   return y;
 }
 
-/// How many of the weights, by name and configuration, could be anything.
-int idle_weights(const MixerEntry& entry, Index which) {
+/// Adds the names of all weights of one configuration to `all`, and of those that change what the mixer gives to
+/// `effective`.
+void try_weights(const MixerEntry& entry, Index which, std::set<std::string>& all, std::set<std::string>& effective) {
   const auto setup = entry.setup(which);
   Rng rng(test_seed + 300);
   const Matrix<double> x = normal_matrix<double>(19, setup->make_double()->channels(), 1.0, rng);
   const Matrix<double> before = outputs(*setup, x);
-  int idle = 0;
   for (const NamedTensor& weight : setup->weights()) {
     const Matrix<double> kept = weight.tensor.values();
     if (kept.size() == 0) continue;
+    all.insert(weight.name);
     weight.tensor.assign(kept + 0.3 * normal_matrix<double>(kept.rows(), kept.cols(), 1.0, rng));
-    // What is below is rounding only: biases of keys shift all scores of a softmax alike.
     const double change = (outputs(*setup, x) - before).cwiseAbs().maxCoeff();
     weight.tensor.assign(kept);
-    if (change > 1e-9 * before.cwiseAbs().maxCoeff()) continue;
-    ++idle;
-    std::printf("%s, %s: %s has no effect\n", entry.name.c_str(), setup->configuration().c_str(), weight.name.c_str());
+    if (change > 1e-9 * before.cwiseAbs().maxCoeff()) effective.insert(weight.name);
   }
-  return idle;
 }
 
-TEST_CASE("every weight matters") {
+// Not in every configuration: norms over a single channel, for one, leave nothing of what comes before them.
+TEST_CASE("every weight matters in some configuration") {
   for (const MixerEntry& entry : mixer_registry()) {
-    for (Index which = 0; which < entry.configurations(); ++which) CHECK(idle_weights(entry, which) == 0);
+    std::set<std::string> all, effective;
+    for (Index which = 0; which < entry.configurations(); ++which) try_weights(entry, which, all, effective);
+    for (const std::string& name : all) {
+      INFO(entry.name << ": " << name << " has no effect");
+      CHECK(effective.contains(name));
+    }
   }
 }
 

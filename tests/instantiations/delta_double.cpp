@@ -1,0 +1,3 @@
+#include "support/instantiations.hpp"
+
+SEQMIX_TEST_RECURRENCES_DELTA(template, double)

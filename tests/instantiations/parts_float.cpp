@@ -1,0 +1,3 @@
+#include "support/instantiations.hpp"
+
+SEQMIX_TEST_PIECES(template, float)
