@@ -195,8 +195,11 @@ provide_tools() {
   have make || export CMAKE_GENERATOR=Ninja
 }
 
+# In a directory of its own, since several of our scripts may run at once.
 probe() {
-  quietly probe cmake -S "$root/cmake/probe" -B "$root/build/probe" -DCMAKE_PREFIX_PATH="$deps_dir/usr" "-DPACKAGES=$1"
+  probe_dir="$root/build/probe/$$"
+  rm -rf "$probe_dir"
+  quietly "probe-$$" cmake -S "$root/cmake/probe" -B "$probe_dir" -DCMAKE_PREFIX_PATH="$deps_dir/usr" "-DPACKAGES=$1"
 }
 
 # provide_packages: every library of tests and benchmarks. What cannot be had is left to CMake, which fetches it or stops;
@@ -207,7 +210,8 @@ provide_packages() {
   while read -r package; do
     # shellcheck disable=SC2046
     [ -z "$package" ] || provide "$package" "$(minimum "$package")" $(debian_names "$package") || true
-  done <"$root/build/probe/missing"
+  done <"$probe_dir/missing"
+  rm -rf "$probe_dir" "$log_dir/probe-$$.log"
 }
 
 # configure <preset> <option of cmake>...
