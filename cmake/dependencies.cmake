@@ -14,6 +14,17 @@ set(seqmix_hash_Catch2 c991b247a1a0d7bb9c39aa35faf0fe9e19764213f28ffba3109388e62
 set(seqmix_url_benchmark https://github.com/google/benchmark/archive/refs/tags/v1.9.1.tar.gz)
 set(seqmix_hash_benchmark 32131c08ee31eeff2c8968d7e874f3cb648034377dfc32a4c377fa8796d84981)
 
+# Other places to fetch from, a mirror for instance: -DSEQMIX_URL_<package>=... and, where the archive is another one,
+# -DSEQMIX_HASH_<package>=<SHA-256>.
+foreach(package IN ITEMS Eigen3 xsimd nlohmann_json Catch2 benchmark)
+  foreach(what IN ITEMS url hash)
+    string(TOUPPER "${what}" name)
+    if(SEQMIX_${name}_${package})
+      set(seqmix_${what}_${package} "${SEQMIX_${name}_${package}}")
+    endif()
+  endforeach()
+endforeach()
+
 # The target that a package stands for, and for header-only packages the include directory inside its sources.
 set(seqmix_target_Eigen3 Eigen3::Eigen)
 set(seqmix_include_Eigen3 .)
