@@ -252,10 +252,11 @@ SEQMIX_ALWAYS_INLINE void read_panel(const T* query, Index pitch, const T* panel
 
 /// Takes one panel of the memory, [key_dim][2 vectors], over one chunk, and writes its outputs. `columns` of the panel's
 /// value columns exist. value and output are the panel's part of the first token's row. `values` [chunk_tokens][2 vectors]
-/// is scratch.
-template <bool decays, bool normalizes, class T>
+/// is scratch. Calls meanwhile() once.
+template <bool decays, bool normalizes, class T, class Meanwhile>
 void sweep_panel(const ChunkCoefficients<T>& coefficients, Index key_dim, T* panel, const T* value, Index value_stride,
-                 T* output, Index output_stride, Index columns, T* values) {
+                 T* output, Index output_stride, Index columns, T* values, const Meanwhile& meanwhile) {
+  meanwhile();
   const Index pitch = padded<T>(key_dim);
   load_values(value, value_stride, columns, values);
   read_panel<1, normalizes>(static_cast<const T*>(coefficients.query), pitch, static_cast<const T*>(panel), key_dim,

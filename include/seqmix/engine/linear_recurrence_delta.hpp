@@ -206,11 +206,12 @@ SEQMIX_ALWAYS_INLINE void mix_sources(const DeltaCoefficients<T, Tokens, low_ran
 }
 
 /// Takes one panel of the memory, [key_dim][2 vectors], over Tokens tokens, and writes their outputs. `columns` of the
-/// panel's value columns exist. value and output are the panel's part of the first token's row.
-template <bool decays, bool normalizes, class T, Index Tokens, bool low_rank>
+/// panel's value columns exist. value and output are the panel's part of the first token's row. Calls meanwhile() every
+/// `lanes` rows of the memory, which it goes over twice.
+template <bool decays, bool normalizes, class T, Index Tokens, bool low_rank, class Meanwhile>
 SEQMIX_ALWAYS_INLINE void sweep_panel(const DeltaCoefficients<T, Tokens, low_rank>& coefficients, Index key_dim,
                                       T* panel, const T* value, Index value_stride, T* output, Index output_stride,
-                                      Index columns, T* /*values*/) {
+                                      Index columns, T* /*values*/, const Meanwhile& meanwhile) {
   using Coefficients = DeltaCoefficients<T, Tokens, low_rank>;
   constexpr Index width = lanes<T>, sources = Coefficients::sources, row_vectors = Coefficients::row_vectors;
   // Chains of additions enough to hide their latency.
@@ -235,7 +236,7 @@ SEQMIX_ALWAYS_INLINE void sweep_panel(const DeltaCoefficients<T, Tokens, low_ran
       });
     });
   };
-  for_each_row<Tokens>(key_dim, static_cast<const T*>(coefficients.probes), panel, probe_row);
+  for_each_row<Tokens>(key_dim, static_cast<const T*>(coefficients.probes), panel, meanwhile, probe_row);
   unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
     unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
       p[t][b] = chain[0][t][b];
@@ -264,7 +265,7 @@ SEQMIX_ALWAYS_INLINE void sweep_panel(const DeltaCoefficients<T, Tokens, low_ran
     });
     unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { store(row + b * width, memory[b]); });
   };
-  for_each_row<row_vectors>(key_dim, static_cast<const T*>(coefficients.rows), panel, sweep_row);
+  for_each_row<row_vectors>(key_dim, static_cast<const T*>(coefficients.rows), panel, meanwhile, sweep_row);
 
   unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
     unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {

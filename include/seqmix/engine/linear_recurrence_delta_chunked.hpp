@@ -153,10 +153,12 @@ SEQMIX_ALWAYS_INLINE void solve_chunk(const DeltaChunkCoefficients<T, low_rank>&
 
 /// Takes one panel of the memory, [key_dim][2 vectors], over one chunk, and writes its outputs. `columns` of the panel's
 /// value columns exist. value and output are the panel's part of the first token's row. `values` [sources][2 vectors] is
-/// scratch.
-template <bool decays, bool normalizes, class T, bool low_rank>
+/// scratch. Calls meanwhile() once.
+template <bool decays, bool normalizes, class T, bool low_rank, class Meanwhile>
 void sweep_panel(const DeltaChunkCoefficients<T, low_rank>& coefficients, Index key_dim, T* panel, const T* value,
-                 Index value_stride, T* output, Index output_stride, Index columns, T* values) {
+                 Index value_stride, T* output, Index output_stride, Index columns, T* values,
+                 const Meanwhile& meanwhile) {
+  meanwhile();
   using Coefficients = DeltaChunkCoefficients<T, low_rank>;
   constexpr Index panel_columns = 2 * lanes<T>;
   const Index pitch = padded<T>(key_dim);

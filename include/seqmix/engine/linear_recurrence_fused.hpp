@@ -157,11 +157,12 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
 }
 
 /// Takes one panel of the memory, [key_dim][2 vectors], over Tokens tokens, and writes their outputs. `columns` of the
-/// panel's value columns exist. value and output are the panel's part of the first token's row.
-template <bool decays, bool normalizes, class T, Index Tokens>
+/// panel's value columns exist. value and output are the panel's part of the first token's row. Calls meanwhile() every
+/// `lanes` rows of the memory.
+template <bool decays, bool normalizes, class T, Index Tokens, class Meanwhile>
 SEQMIX_ALWAYS_INLINE void sweep_panel(const RecurrenceCoefficients<T, Tokens>& coefficients, Index key_dim, T* panel,
                                       const T* value, Index value_stride, T* output, Index output_stride, Index columns,
-                                      T* /*values*/) {
+                                      T* /*values*/, const Meanwhile& meanwhile) {
   constexpr Index width = lanes<T>;
   constexpr Index row_vectors = RecurrenceCoefficients<T, Tokens>::row_vectors;
   const bool full = columns >= 2 * width;
@@ -197,7 +198,7 @@ SEQMIX_ALWAYS_INLINE void sweep_panel(const RecurrenceCoefficients<T, Tokens>& c
     });
     unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { store(row + b * width, memory[b]); });
   };
-  for_each_row<row_vectors>(key_dim, static_cast<const T*>(coefficients.rows), panel, sweep_row);
+  for_each_row<row_vectors>(key_dim, static_cast<const T*>(coefficients.rows), panel, meanwhile, sweep_row);
 
   unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
     unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {

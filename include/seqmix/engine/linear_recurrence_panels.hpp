@@ -62,7 +62,7 @@ class PanelRecurrence {
   static constexpr bool chunked = order == RecurrenceOrder::chunked;
   // Two sources for each of four tokens would not fit the registers.
   static constexpr Index group_tokens = Delta::low_rank ? 2 : 4;
-  static constexpr Index block = chunked ? 2 * chunk_tokens : 16;
+  static constexpr Index block = chunked ? 2 * chunk_tokens : 8;
 
   Index columns_of(Index panel) const { return std::min(panel_columns, value_dim_ - panel * panel_columns); }
   T* panel_memory(Index unit) { return panels_memory_ + (unit - first_) * panel_size_; }
@@ -120,17 +120,16 @@ class PanelRecurrence {
       t += coefficients.token_count;
     });
 
-    const bool wraps = h == last_head_;
-    const auto next = problem_.head(wraps ? first_head_ : h + 1);
-    const Index next_begin = wraps ? begin + block : begin;
-    for (Index unit = std::max(first_, h * panels_); unit < std::min(last_, (h + 1) * panels_); ++unit) {
+    const Index first = std::max(first_, h * panels_), last = std::min(last_, (h + 1) * panels_);
+    Upcoming upcoming(*this, h, begin, (last - first) * calls_of_sweeps(count));
+    for (Index unit = first; unit < last; ++unit) {
       const Index panel = unit - h * panels_, column = panel * panel_columns, columns = columns_of(panel);
       Index token = begin;
       for_each_group(count, [&](const auto& coefficients) SEQMIX_INLINE_LAMBDA {
-        prefetch(next, next_begin + token - begin, coefficients.token_count, panel);
-        sweep_panel<Decay::any, Normalizer::any>(
-            coefficients, key_dim_, panel_memory(unit), head.value.row(token) + column, head.value.stride(),
-            head.output.row(token) + column, head.output.stride(), columns, values_);
+        sweep_panel<Decay::any, Normalizer::any>(coefficients, key_dim_, panel_memory(unit),
+                                                 head.value.row(token) + column, head.value.stride(),
+                                                 head.output.row(token) + column, head.output.stride(), columns,
+                                                 values_, [&]() SEQMIX_INLINE_LAMBDA { upcoming.prefetch(); });
         token += coefficients.token_count;
       });
     }
@@ -146,26 +145,61 @@ class PanelRecurrence {
     for (Index i = 0; count > 0; ++i, --count) f(singles_[std::size_t(i)]);
   }
 
-  /// The rows of a sequence lie far apart, which defeats the hardware's prefetcher: asks for those that come next (the same
-  /// tokens of the next head, or the next tokens of the first one), a few lines before each sweep of a panel.
-  SEQMIX_ALWAYS_INLINE void prefetch(const LinearRecurrenceHead<T>& next, Index token, Index count, Index panel) const {
-    constexpr Index line = Index(memory_alignment / sizeof(T));
-    for (Index t = token; t < std::min(token + count, problem_.length()); ++t) {
-      for (Index i = panel * line; i < next.query.channels(); i += panels_ * line) {
-        prefetch_read(next.query.row(t) + i);
-        prefetch_read(next.key.row(t) + i);
-        if constexpr (!Decay::constant && Decay::per_channel) prefetch_read(next.log_decay.row(t) + i);
-        if constexpr (Delta::low_rank) {
-          prefetch_read(next.a.row(t) + i);
-          prefetch_read(next.b.row(t) + i);
+  /// How often, at least, the sweeps of one panel over a block of `count` tokens call meanwhile().
+  Index calls_of_sweeps(Index count) const {
+    if constexpr (chunked) return (count + chunk_tokens - 1) / chunk_tokens;
+    return (count / group_tokens + count % group_tokens) * (Delta::any ? 2 : 1) * (pitch_ / lanes<T>);
+  }
+
+  /// The rows that will be read and written next but one: the same tokens of the head after the next, or the next tokens of
+  /// one of the first heads. They lie far apart, which defeats the hardware's prefetcher, so a few lines at a time are
+  /// asked for between the rows of the sweeps; many at once would fill the buffers that the sweeps need.
+  class Upcoming {
+   public:
+    /// While head h is swept over the block that begins with `begin`, with `calls` calls of prefetch().
+    Upcoming(const PanelRecurrence& recurrence, Index h, Index begin, Index calls) {
+      const Index heads = recurrence.last_head_ - recurrence.first_head_ + 1, next = h - recurrence.first_head_ + 2;
+      const Index next_head = recurrence.first_head_ + next % heads;
+      head_ = recurrence.problem_.head(next_head);
+      token_ = begin + next / heads * block;
+      end_ = std::min(token_ + block, recurrence.problem_.length());
+      first_column_ = std::max(Index(0), recurrence.first_ - next_head * recurrence.panels_) * panel_columns;
+      columns_ = std::min((recurrence.last_ - next_head * recurrence.panels_) * panel_columns, recurrence.value_dim_) -
+                 first_column_;
+      key_channels_ = std::max(head_.query.channels(), head_.key.channels());
+      channels_ = std::max(key_channels_, columns_);
+      lines_ = (block * ((channels_ + line - 1) / line) + calls - 1) / std::max(calls, Index(1));
+    }
+
+    SEQMIX_ALWAYS_INLINE void prefetch() {
+      for (Index n = 0; n < lines_ && token_ < end_; ++n) {
+        const auto ask = [&](const auto& rows) SEQMIX_INLINE_LAMBDA { prefetch_early(rows.row(token_) + channel_); };
+        if (channel_ < key_channels_) {
+          ask(head_.query);
+          ask(head_.key);
+          if constexpr (!Decay::constant && Decay::per_channel) ask(head_.log_decay);
+          if constexpr (Delta::low_rank) {
+            ask(head_.a);
+            ask(head_.b);
+          }
+        }
+        if (channel_ < columns_) {
+          prefetch_early(head_.value.row(token_) + first_column_ + channel_);
+          prefetch_early(head_.output.row(token_) + first_column_ + channel_);
+        }
+        channel_ += line;
+        if (channel_ >= channels_) {
+          channel_ = 0;
+          ++token_;
         }
       }
-      for (Index j = panel * panel_columns; j < std::min(value_dim_, (panel + 1) * panel_columns); j += line) {
-        prefetch_read(next.value.row(t) + j);
-        prefetch_write(next.output.row(t) + j);
-      }
     }
-  }
+
+   private:
+    static constexpr Index line = Index(memory_alignment / sizeof(T));
+    LinearRecurrenceHead<T> head_;
+    Index token_, end_, first_column_, columns_, key_channels_, channels_, lines_, channel_ = 0;
+  };
 
   const Problem& problem_;
   const Index first_, last_;

@@ -179,20 +179,23 @@ struct StagedRows {
 
 /// Calls f(r, coefficient, row) for every row i of a panel [key_dim][2 vectors]: coefficient is the first of the Vectors
 /// that a row has, lanes apart, in [padded key_dim / lanes][Vectors][lanes]; r, an integral constant, is even and odd in
-/// turn.
-template <Index Vectors, class T, class F>
-SEQMIX_ALWAYS_INLINE void for_each_row(Index key_dim, const T* coefficients, T* panel, F&& f) {
+/// turn. Calls meanwhile() every `lanes` rows.
+template <Index Vectors, class T, class Meanwhile, class F>
+SEQMIX_ALWAYS_INLINE void for_each_row(Index key_dim, const T* coefficients, T* panel, Meanwhile&& meanwhile, F&& f) {
   constexpr Index width = lanes<T>, columns = 2 * width;
   constexpr std::integral_constant<Index, 0> even;
   constexpr std::integral_constant<Index, 1> odd;
   Index i = 0;
   // Two rows to a turn of the loop: more gain nothing and take the compiler longer.
   for (; i + width <= key_dim; i += width, coefficients += Vectors * width) {
+    meanwhile();
     for (Index r = 0; r < width; r += 2, panel += 2 * columns) {
       f(even, coefficients + r, panel);
       if constexpr (width > 1) f(odd, coefficients + r + 1, panel + columns);
     }
   }
+  if (i == key_dim) return;
+  meanwhile();
   for (Index r = 0; r < key_dim - i; ++r) f(even, coefficients + r, panel + r * columns);
 }
 

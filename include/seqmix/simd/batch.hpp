@@ -187,6 +187,15 @@ SEQMIX_ALWAYS_INLINE void prefetch_read([[maybe_unused]] const void* address) {
 #endif
 }
 
+/// Asks for the cache line at `address` a while before it is read or written: into the second-level cache, so that neither
+/// the few buffers of the first level wait for memory nor its few ways fill with what is not needed yet. Any address is
+/// legal; without effect where unsupported.
+SEQMIX_ALWAYS_INLINE void prefetch_early([[maybe_unused]] const void* address) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address, 0, 2);
+#endif
+}
+
 /// Makes the compiler hold the value in a register here, and forget what it knows about it. At no cost: what was loaded
 /// is not loaded again for a second use, and loops around it are neither folded nor reordered.
 template <class T>
