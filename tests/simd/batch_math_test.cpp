@@ -72,6 +72,26 @@ TEMPLATE_TEST_CASE("partial loads and stores touch exactly count elements", "[si
   }
 }
 
+TEMPLATE_TEST_CASE("the lanes of many batches are summed at once", "[simd]", float, double) {
+  using T = TestType;
+  const auto sums_of = [](auto number) {
+    constexpr Index count = number;
+    Batch<T> batches[static_cast<std::size_t>(count)];
+    std::vector<T> expected(static_cast<std::size_t>(count));
+    for (Index i = 0; i < count; ++i) {
+      auto values = counting<T>(lanes<T>);
+      for (T& value : values) value = value * value + T(i);
+      for (const T value : values) expected[static_cast<std::size_t>(i)] += value;
+      batches[i] = seqmix::load(values.data());
+    }
+    std::vector<T> sums(static_cast<std::size_t>((count + lanes<T> - 1) / lanes<T> * lanes<T>));
+    seqmix::reduce_add_each(batches, sums.data());
+    sums.resize(expected.size());
+    REQUIRE(sums == expected);
+  };
+  seqmix::unroll<2 * lanes<T> + 1>([&](auto i) { sums_of(std::integral_constant<Index, i + 1>()); });
+}
+
 TEMPLATE_TEST_CASE("load and store accept any alignment", "[simd]", float, double) {
   using T = TestType;
   const auto source = counting<T>(2 * lanes<T>);

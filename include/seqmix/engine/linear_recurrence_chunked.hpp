@@ -47,8 +47,9 @@ enum class Probing { none, early, late };
 /// t >= s and, with probes, removal[t, s] = probe_t . (the same) for t > s, in dots of whole vectors. mix and removal
 /// point to the source's entry of the chunk's first token, `stride` apart from token to token.
 template <Probing probing, class T, class Problem>
-void mix_source(const Problem& problem, const LinearRecurrenceHead<T>& head, const T* queries, const T* sources,
-                const T* probes, const T* factors, Index s, Index stride, T* mix, T* removal) {
+void mix_source(const Problem& problem, const LinearRecurrenceHead<T>& head, const TokenRows<T>& queries,
+                const TokenRows<T>& sources, const TokenRows<T>& probes, const T* factors, Index s, Index stride,
+                T* mix, T* removal) {
   using Decay = decltype(problem.decay);
   using Readout = decltype(problem.readout);
   constexpr Index width = lanes<T>, lag = Readout::bonus ? 1 : 0;
@@ -61,7 +62,7 @@ void mix_source(const Problem& problem, const LinearRecurrenceHead<T>& head, con
   }
   const auto add = [&](auto vectors, Index i) SEQMIX_INLINE_LAMBDA {
     Batch<T> c[vectors];
-    unroll<vectors>([&](auto v) SEQMIX_INLINE_LAMBDA { c[v] = load(sources + s * pitch + i + v * width); });
+    unroll<vectors>([&](auto v) SEQMIX_INLINE_LAMBDA { c[v] = load(sources.row(s) + i + v * width); });
     const auto dot = [&](auto&& factor) SEQMIX_INLINE_LAMBDA {
       Batch<T> even = broadcast(T(0)), odd = broadcast(T(0));
       unroll<vectors>([&](auto v) SEQMIX_INLINE_LAMBDA {
@@ -76,8 +77,7 @@ void mix_source(const Problem& problem, const LinearRecurrenceHead<T>& head, con
     for (Index t = s; t < chunk_tokens; ++t) {
       const auto probe = [&]() SEQMIX_INLINE_LAMBDA {
         if (t == s) return;
-        removal[t * stride] +=
-            dot([&](auto v) SEQMIX_INLINE_LAMBDA { return load(probes + t * pitch + i + v * width); });
+        removal[t * stride] += dot([&](auto v) SEQMIX_INLINE_LAMBDA { return load(probes.row(t) + i + v * width); });
       };
       if constexpr (probing == Probing::early) probe();
       if constexpr (Decay::any && Decay::per_channel) {
@@ -88,7 +88,7 @@ void mix_source(const Problem& problem, const LinearRecurrenceHead<T>& head, con
       }
       if constexpr (probing == Probing::late) probe();
       mix[t * stride] += dot([&](auto v) SEQMIX_INLINE_LAMBDA {
-        Batch<T> q = load(queries + t * pitch + i + v * width);
+        Batch<T> q = load(queries.row(t) + i + v * width);
         if constexpr (Readout::bonus) {
           if (t == s) q *= load_some(head.bonus + i + v * width, problem.key_dim() - i - v * width);
         }
@@ -102,10 +102,10 @@ void mix_source(const Problem& problem, const LinearRecurrenceHead<T>& head, con
   if constexpr (Decay::any && !Decay::per_channel) {
     T between = T(1);
     for (Index t = s + 1; t < chunk_tokens; ++t) {
-      const auto decay = [&]<Index late>(std::integral_constant<Index, late>, const T* rows, T& product) {
+      const auto decay = [&]<Index late>(std::integral_constant<Index, late>, const TokenRows<T>& rows, T& product) {
         product *= between;
         if (!std::isfinite(product)) [[unlikely]] {
-          product = decay_then_multiply<late>(rows, sources, pitch, factors, factor_stride, s, t);
+          product = decay_then_multiply<late, T>(rows, sources, pitch, factors, factor_stride, s, t);
         }
       };
       if constexpr (probing == Probing::early) decay(std::integral_constant<Index, 1>{}, probes, removal[t * stride]);
@@ -116,17 +116,19 @@ void mix_source(const Problem& problem, const LinearRecurrenceHead<T>& head, con
   }
 }
 
-/// Computes the coefficients of chunk_tokens tokens from their staged queries and keys and factors.
+/// Computes the coefficients of chunk_tokens tokens, those from token `first` of the head's sequences on, from their
+/// rows and factors, which are given as in the fused order.
 template <class T, class Problem>
-void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, Index /*first*/,
-                          const StagedRows<T>& staged, const T* factors, T* key_sum, ChunkCoefficients<T>& result) {
+void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, Index first,
+                          const StagedRows<T>& staged, T* factors, T* key_sum, ChunkCoefficients<T>& result) {
   using Decay = decltype(problem.decay);
   using Readout = decltype(problem.readout);
   using Normalizer = decltype(problem.normalizer);
   constexpr Index width = lanes<T>, lag = Readout::bonus ? 1 : 0, tokens = chunk_tokens;
   const Index key_dim = problem.key_dim(), pitch = padded<T>(key_dim);
-  const T *queries = staged.queries, *keys = staged.keys;
+  const TokenRows<T> queries = staged.queries, keys = staged.keys;
   const Index factor_stride = Decay::constant ? 0 : Decay::per_channel ? pitch : 1;
+  if constexpr (Decay::per_channel && !Decay::constant) load_factors<Decay>(head, first, chunk_tokens, factors);
   const auto factor = [&](Index t, Index i) SEQMIX_INLINE_LAMBDA -> Batch<T> {
     if constexpr (Decay::per_channel) {
       return load(factors + t * factor_stride + i);
@@ -137,7 +139,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
   for (Index i = 0; i < key_dim; i += width) {
     Batch<T> after = broadcast(T(1)), before = broadcast(T(1));
     for (Index s = tokens - 1; s >= 0; --s) {
-      store(result.key + s * pitch + i, load(keys + s * pitch + i) * after);
+      store(result.key + s * pitch + i, load(keys.row(s) + i) * after);
       if constexpr (Decay::any) after *= factor(s, i);
     }
     store(result.decay + i, after);
@@ -145,12 +147,12 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       if constexpr (Decay::any) {
         if (t >= lag) before *= factor(t - lag, i);
       }
-      store(result.query + t * pitch + i, load(queries + t * pitch + i) * before);
+      store(result.query + t * pitch + i, load(queries.row(t) + i) * before);
     }
   }
   for (Index s = 0; s < tokens; ++s) {
-    mix_source<Probing::none>(problem, head, queries, keys, static_cast<const T*>(nullptr), factors, s, tokens,
-                              result.mix + s, static_cast<T*>(nullptr));
+    mix_source<Probing::none>(problem, head, queries, keys, TokenRows<T>(), factors, s, tokens, result.mix + s,
+                              static_cast<T*>(nullptr));
   }
   if constexpr (Normalizer::any) {
     for (Index t = 0; t < tokens; ++t) {

@@ -22,10 +22,10 @@ namespace seqmix::inline SEQMIX_ARCH {
 
 namespace detail {
 
-/// The coefficients of Tokens consecutive tokens of one head, in the order in which the sweeps read them.
-///   probes  [padded key_dim / lanes][Tokens][lanes]: a'_1 .. a'_M
-///   rows    [padded key_dim / lanes][1 + sources + Tokens][lanes]: d, c'_1 .. c'_sources, q'_1 .. q'_M
-///   mix, removal   m and r; entries that the equations don't name are never read
+/// The coefficients of Tokens consecutive tokens of one head, in the order in which the sweeps read them. probes
+/// [padded key_dim / lanes][Tokens][lanes]: a'_1 .. a'_M rows [padded key_dim / lanes][1 + sources + Tokens][lanes]: d,
+/// c'_1 .. c'_sources, q'_1 .. q'_M products m and r, for the vectors b (low rank) and then for the keys: m[t, s] for t
+/// >= s, then r[t, s] for t > s
 template <class T, Index Tokens, bool low_rank>
 struct DeltaCoefficients {
   static constexpr Index token_count = Tokens;
@@ -33,7 +33,7 @@ struct DeltaCoefficients {
   static constexpr Index row_vectors = 1 + sources + Tokens;
 
   T *probes = nullptr, *rows = nullptr;
-  T mix[Tokens][sources], removal[Tokens][sources];
+  T products[padded<T>(sources * Tokens)];
   T beta[Tokens];
   T inverse_denominator[Tokens];
 
@@ -41,6 +41,16 @@ struct DeltaCoefficients {
   DeltaCoefficients(Index key_dim, Workspace& workspace)
       : probes(workspace.take<T>(Tokens * padded<T>(key_dim)).data()),
         rows(workspace.take<T>(row_vectors * padded<T>(key_dim)).data()) {}
+
+  /// Where m[t, j] and r[t, j] are, for a source j that token t sees, or that an earlier token has.
+  static constexpr Index mix_at(Index t, Index j) {
+    return j / Tokens * Tokens * Tokens + t * (t + 1) / 2 + j % Tokens;
+  }
+  static constexpr Index removal_at(Index t, Index j) {
+    return j / Tokens * Tokens * Tokens + Tokens * (Tokens + 1) / 2 + t * (t - 1) / 2 + j % Tokens;
+  }
+  T mix(Index t, Index j) const { return products[mix_at(t, j)]; }
+  T removal(Index t, Index j) const { return products[removal_at(t, j)]; }
 };
 
 /// The coefficients that a problem with policy Delta has in the fused order.
@@ -48,51 +58,67 @@ template <class Delta, class T, Index Tokens>
 using CoefficientsOf =
     std::conditional_t<Delta::any, DeltaCoefficients<T, Tokens, Delta::low_rank>, RecurrenceCoefficients<T, Tokens>>;
 
-/// Inner products of one source s with the queries and probes of the tokens from s on, decayed by what lies between.
-/// with_queries[t] = q_t . c_s for t >= s, with_probes[t] = a_t . c_s for t > s. A probe that reads the memory before the
-/// decay of its own token (`early`) sees one factor less.
-template <Index Tokens, Index s, bool early, class Decay, class T>
-SEQMIX_ALWAYS_INLINE void multiply_source(const T* source, const T* queries, const T* probes, const T* factors,
-                                          Index factor_stride, Index pitch, T (&with_queries)[Tokens],
-                                          T (&with_probes)[Tokens]) {
-  constexpr Index width = lanes<T>, later = Tokens - s;
+/// Inner products of source j with the queries and probes of the tokens from its own on, each in `lanes` parts, at its
+/// place of DeltaCoefficients::products. What lies between multiplies the source where decays differ by channel. A
+/// probe that reads the memory before the decay of its own token (low rank) sees one factor less.
+template <Index j, class Decay, class T, Index Tokens, bool low_rank, std::size_t products>
+SEQMIX_ALWAYS_INLINE void multiply_source(const DeltaCoefficients<T, Tokens, low_rank>&, const T* source,
+                                          const TokenRows<T>& queries, const TokenRows<T>& probes, const T* factors,
+                                          Index factor_stride, Index pitch, Batch<T> (&dot)[products]) {
+  using Coefficients = DeltaCoefficients<T, Tokens, low_rank>;
+  constexpr Index width = lanes<T>, s = j % Tokens, later = Tokens - s;
   Batch<T> query_dot[later], probe_dot[later];
   unroll<later>([&](auto n) SEQMIX_INLINE_LAMBDA { query_dot[n] = probe_dot[n] = broadcast(T(0)); });
   for (Index i = 0; i < pitch; i += width) {
-    Batch<T> c = load(source + s * pitch + i);
+    Batch<T> c = load(source + i);
     unroll<later>([&](auto n) SEQMIX_INLINE_LAMBDA {
       constexpr Index t = s + n;
-      if constexpr (early && n > 0) probe_dot[n] = fma(load(probes + t * pitch + i), c, probe_dot[n]);
+      if constexpr (low_rank && n > 0) probe_dot[n] = fma(load(probes.row(t) + i), c, probe_dot[n]);
       if constexpr (Decay::any && Decay::per_channel && n > 0) c *= load(factors + t * factor_stride + i);
-      if constexpr (!early && n > 0) probe_dot[n] = fma(load(probes + t * pitch + i), c, probe_dot[n]);
-      query_dot[n] = fma(load(queries + t * pitch + i), c, query_dot[n]);
+      if constexpr (!low_rank && n > 0) probe_dot[n] = fma(load(probes.row(t) + i), c, probe_dot[n]);
+      query_dot[n] = fma(load(queries.row(t) + i), c, query_dot[n]);
     });
   }
-  T between = T(1);
   unroll<later>([&](auto n) SEQMIX_INLINE_LAMBDA {
-    constexpr Index t = s + n;
-    const T before_own = between;
-    with_queries[t] = reduce_add(query_dot[n]);
-    if constexpr (n > 0) with_probes[t] = reduce_add(probe_dot[n]);
-    if constexpr (Decay::any && !Decay::per_channel && n > 0) {
-      between *= factors[t * factor_stride];
-      const auto decay = [&](auto lag, const T* rows, T factor, T& product) SEQMIX_INLINE_LAMBDA {
-        product *= factor;
-        if (!std::isfinite(product)) [[unlikely]] {
-          product = decay_then_multiply<lag>(rows, source, pitch, factors, factor_stride, s, t);
-        }
-      };
-      decay(std::integral_constant<Index, 0>{}, queries, between, with_queries[t]);
-      decay(std::integral_constant < Index, early ? 1 : 0 > {}, probes, early ? before_own : between, with_probes[t]);
-    }
+    dot[Coefficients::mix_at(s + n, j)] = query_dot[n];
+    if constexpr (n > 0) dot[Coefficients::removal_at(s + n, j)] = probe_dot[n];
   });
 }
 
-/// Computes the coefficients of Tokens tokens from their staged rows, those from token `first` of the head's sequences on,
-/// and factors (see load_factors). `key_sum` [padded key_dim] is z, with a normalizer.
+/// Multiplies the products of DeltaCoefficients by what lies between their tokens, where all channels decay alike.
+template <class T, Index Tokens, bool low_rank>
+SEQMIX_ALWAYS_INLINE void decay_products(const TokenRows<T> (&source_rows)[2], const TokenRows<T>& queries,
+                                         const TokenRows<T>& probes, const T* factors, Index factor_stride, Index pitch,
+                                         DeltaCoefficients<T, Tokens, low_rank>& result) {
+  using Coefficients = DeltaCoefficients<T, Tokens, low_rank>;
+  constexpr Index lag = low_rank ? 1 : 0;
+  for (Index j = 0; j < Coefficients::sources; ++j) {
+    const Index s = j % Tokens;
+    const TokenRows<T>& source = source_rows[j / Tokens];
+    T between = T(1);
+    for (Index t = s + 1; t < Tokens; ++t) {
+      const T before_own = between;
+      between *= factors[t * factor_stride];
+      T& mix = result.products[Coefficients::mix_at(t, j)];
+      T& removal = result.products[Coefficients::removal_at(t, j)];
+      mix *= between;
+      removal *= low_rank ? before_own : between;
+      if (!std::isfinite(mix)) [[unlikely]] {
+        mix = decay_then_multiply<0, T>(queries, source, pitch, factors, factor_stride, s, t);
+      }
+      if (!std::isfinite(removal)) [[unlikely]] {
+        removal = decay_then_multiply<lag, T>(probes, source, pitch, factors, factor_stride, s, t);
+      }
+    }
+  }
+}
+
+/// Computes the coefficients of Tokens tokens, those from token `first` of the head's sequences on, from their rows and
+/// factors. `factors` is what load_factors left of them, or, where they differ by token and channel, scratch
+/// [Tokens][padded key_dim]. `key_sum` [padded key_dim] is z, with a normalizer.
 template <class T, Index Tokens, bool low_rank, class Problem>
 void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, Index first,
-                          const StagedRows<T>& staged, const T* factors, T* key_sum,
+                          const StagedRows<T>& staged, T* factors, T* key_sum,
                           DeltaCoefficients<T, Tokens, low_rank>& result) {
   using Decay = decltype(problem.decay);
   using Normalizer = decltype(problem.normalizer);
@@ -100,48 +126,47 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
   constexpr Index width = lanes<T>, row_vectors = Coefficients::row_vectors, sources = Coefficients::sources;
   const Index key_dim = problem.key_dim(), pitch = padded<T>(key_dim);
   const Index factor_stride = Decay::constant ? 0 : Decay::per_channel ? pitch : 1;
-  const T* probes = low_rank ? staged.a : staged.keys;
-  const auto factor = [&](Index t, Index i) SEQMIX_INLINE_LAMBDA -> Batch<T> {
-    if constexpr (Decay::per_channel) {
-      return load(factors + t * factor_stride + i);
-    } else {
-      return broadcast(factors[t * factor_stride]);
-    }
-  };
+  const TokenRows<T> queries = staged.queries, probes = low_rank ? staged.a : staged.keys;
+  const TokenRows<T> source_rows[2] = {low_rank ? staged.b : staged.keys, staged.keys};
 
   for (Index i = 0; i < key_dim; i += width) {
     T* rows = result.rows + i * row_vectors;
-    Batch<T> after = broadcast(T(1)), before = broadcast(T(1));
+    Batch<T> factor[Tokens];
+    take_factors<Decay>(head, first, i, pitch, factors, factor);
+    Batch<T> after = factor[Tokens - 1], before = factor[0];
     unroll<Tokens>([&](auto back) SEQMIX_INLINE_LAMBDA {
       constexpr Index s = Tokens - 1 - back;
-      if constexpr (low_rank) store(rows + (1 + s) * width, load(staged.b + s * pitch + i) * after);
-      store(rows + (1 + sources - Tokens + s) * width, load(staged.keys + s * pitch + i) * after);
-      if constexpr (Decay::any) after *= factor(s, i);
+      const auto source = [&](const TokenRows<T>& from, Index j) SEQMIX_INLINE_LAMBDA {
+        const Batch<T> c = load(from.row(s) + i);
+        store(rows + (1 + j) * width, Decay::any && back > 0 ? c * after : c);
+      };
+      if constexpr (low_rank) source(staged.b, s);
+      source(staged.keys, sources - Tokens + s);
+      if constexpr (Decay::any && back > 0) after *= factor[s];
     });
     store(rows, after);
     unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
-      const auto probe = [&]() SEQMIX_INLINE_LAMBDA {
-        store(result.probes + (i * Tokens + t * width), load(probes + t * pitch + i) * before);
-      };
-      if constexpr (low_rank) probe();
-      if constexpr (Decay::any) before *= factor(t, i);
-      if constexpr (!low_rank) probe();
-      store(rows + (1 + sources + t) * width, load(staged.queries + t * pitch + i) * before);
+      T* const probe = result.probes + (i * Tokens + t * width);
+      const Batch<T> a = load(probes.row(t) + i), q = load(queries.row(t) + i);
+      if constexpr (low_rank) store(probe, Decay::any && t > 0 ? a * before : a);
+      if constexpr (Decay::any && t > 0) before *= factor[t];
+      if constexpr (!low_rank) store(probe, Decay::any ? a * before : a);
+      store(rows + (1 + sources + t) * width, Decay::any ? q * before : q);
     });
   }
 
-  unroll<Tokens>([&](auto s) SEQMIX_INLINE_LAMBDA {
-    const auto multiply = [&](const T* source, Index column) SEQMIX_INLINE_LAMBDA {
-      T with_queries[Tokens], with_probes[Tokens];
-      multiply_source<Tokens, s, low_rank, Decay>(source, staged.queries, probes, factors, factor_stride, pitch,
-                                                  with_queries, with_probes);
-      for (Index t = s; t < Tokens; ++t) result.mix[t][column] = with_queries[t];
-      for (Index t = s + 1; t < Tokens; ++t) result.removal[t][column] = with_probes[t];
-    };
-    if constexpr (low_rank) multiply(staged.b, s);
-    multiply(staged.keys, sources - Tokens + s);
-    if constexpr (!low_rank) result.beta[s] = *head.beta.row(first + s);
+  Batch<T> dot[sources * Tokens];
+  unroll<sources>([&](auto j) SEQMIX_INLINE_LAMBDA {
+    multiply_source<j, Decay>(result, source_rows[j / Tokens].row(j % Tokens), queries, probes, factors, factor_stride,
+                              pitch, dot);
   });
+  reduce_add_each(dot, result.products);
+  if constexpr (Decay::any && !Decay::per_channel) {
+    decay_products(source_rows, queries, probes, factors, factor_stride, pitch, result);
+  }
+  if constexpr (!low_rank) {
+    for (Index t = 0; t < Tokens; ++t) result.beta[t] = *head.beta.row(first + t);
+  }
 
   if constexpr (Normalizer::any) {
     // The sum of the keys as they are: what a delta policy takes out of the memory, it leaves in the sum.
@@ -158,7 +183,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
     }
     for (Index t = 0; t < Tokens; ++t) {
       T denominator = reduce_add(sum[t]);
-      for (Index s = 0; s <= t; ++s) denominator += result.mix[t][sources - Tokens + s];
+      for (Index s = 0; s <= t; ++s) denominator += result.mix(t, sources - Tokens + s);
       result.inverse_denominator[t] = T(1) / (denominator + problem.normalizer.epsilon);
     }
   }
@@ -175,14 +200,14 @@ SEQMIX_ALWAYS_INLINE void solve_sources(const DeltaCoefficients<T, Tokens, low_r
       if constexpr (low_rank) {
         Batch<T> w = p[t][b];
         unroll<t>([&](auto s) SEQMIX_INLINE_LAMBDA {
-          w = fma(broadcast(coefficients.removal[t][s]), x[s][b], w);
-          w = fma(broadcast(coefficients.removal[t][Tokens + s]), v[s][b], w);
+          w = fma(broadcast(coefficients.removal(t, s)), x[s][b], w);
+          w = fma(broadcast(coefficients.removal(t, Tokens + s)), v[s][b], w);
         });
         x[t][b] = w;
         x[Tokens + t][b] = v[t][b];
       } else {
         Batch<T> u = v[t][b] - p[t][b];
-        unroll<t>([&](auto s) SEQMIX_INLINE_LAMBDA { u = fnma(broadcast(coefficients.removal[t][s]), x[s][b], u); });
+        unroll<t>([&](auto s) SEQMIX_INLINE_LAMBDA { u = fnma(broadcast(coefficients.removal(t, s)), x[s][b], u); });
         x[t][b] = u * broadcast(coefficients.beta[t]);
       }
     });
@@ -197,9 +222,9 @@ SEQMIX_ALWAYS_INLINE void mix_sources(const DeltaCoefficients<T, Tokens, low_ran
   constexpr Index sources = DeltaCoefficients<T, Tokens, low_rank>::sources;
   unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
     unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
-      o[t][b] = broadcast(coefficients.mix[t][0]) * x[0][b];
+      o[t][b] = broadcast(coefficients.mix(t, 0)) * x[0][b];
       unroll<sources>([&](auto j) SEQMIX_INLINE_LAMBDA {
-        if constexpr (j > 0 && j % Tokens <= t) o[t][b] = fma(broadcast(coefficients.mix[t][j]), x[j][b], o[t][b]);
+        if constexpr (j > 0 && j % Tokens <= t) o[t][b] = fma(broadcast(coefficients.mix(t, j)), x[j][b], o[t][b]);
       });
     });
   });

@@ -44,10 +44,11 @@ template <class Delta, class T>
 using ChunkCoefficientsOf =
     std::conditional_t<Delta::any, DeltaChunkCoefficients<T, Delta::low_rank>, ChunkCoefficients<T>>;
 
-/// Computes the coefficients of chunk_tokens tokens from their staged rows and factors.
+/// Computes the coefficients of chunk_tokens tokens, those from token `first` of the head's sequences on, from their
+/// rows and factors, which are given as in the fused order.
 template <class T, bool low_rank, class Problem>
 void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, Index first,
-                          const StagedRows<T>& staged, const T* factors, T* key_sum,
+                          const StagedRows<T>& staged, T* factors, T* key_sum,
                           DeltaChunkCoefficients<T, low_rank>& result) {
   using Decay = decltype(problem.decay);
   using Normalizer = decltype(problem.normalizer);
@@ -56,8 +57,9 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
   constexpr Probing probing = low_rank ? Probing::early : Probing::late;
   const Index key_dim = problem.key_dim(), pitch = padded<T>(key_dim);
   const Index factor_stride = Decay::constant ? 0 : Decay::per_channel ? pitch : 1;
-  const T* probes = low_rank ? staged.a : staged.keys;
+  const TokenRows<T> queries = staged.queries, probes = low_rank ? staged.a : staged.keys;
   T* const keys = result.source + (sources - tokens) * pitch;
+  if constexpr (Decay::per_channel && !Decay::constant) load_factors<Decay>(head, first, chunk_tokens, factors);
   const auto factor = [&](Index t, Index i) SEQMIX_INLINE_LAMBDA -> Batch<T> {
     if constexpr (Decay::per_channel) {
       return load(factors + t * factor_stride + i);
@@ -68,29 +70,28 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
   for (Index i = 0; i < key_dim; i += width) {
     Batch<T> after = broadcast(T(1)), before = broadcast(T(1));
     for (Index s = tokens - 1; s >= 0; --s) {
-      if constexpr (low_rank) store(result.source + s * pitch + i, load(staged.b + s * pitch + i) * after);
-      store(keys + s * pitch + i, load(staged.keys + s * pitch + i) * after);
+      if constexpr (low_rank) store(result.source + s * pitch + i, load(staged.b.row(s) + i) * after);
+      store(keys + s * pitch + i, load(staged.keys.row(s) + i) * after);
       if constexpr (Decay::any) after *= factor(s, i);
     }
     store(result.decay + i, after);
     for (Index t = 0; t < tokens; ++t) {
-      if constexpr (low_rank) store(result.probe + t * pitch + i, load(probes + t * pitch + i) * before);
+      if constexpr (low_rank) store(result.probe + t * pitch + i, load(probes.row(t) + i) * before);
       if constexpr (Decay::any) before *= factor(t, i);
-      if constexpr (!low_rank) store(result.probe + t * pitch + i, load(probes + t * pitch + i) * before);
-      store(result.query + t * pitch + i, load(staged.queries + t * pitch + i) * before);
+      if constexpr (!low_rank) store(result.probe + t * pitch + i, load(probes.row(t) + i) * before);
+      store(result.query + t * pitch + i, load(queries.row(t) + i) * before);
     }
   }
-  const T* const queries = staged.queries;
   for (Index s = 0; s < tokens; ++s) {
     if constexpr (low_rank) {
-      mix_source<probing>(problem, head, queries, static_cast<const T*>(staged.b), probes, factors, s, sources,
-                          result.mix + s, result.removal + s);
+      mix_source<probing>(problem, head, queries, staged.b, probes, factors, s, sources, result.mix + s,
+                          result.removal + s);
     } else {
       result.beta[s] = *head.beta.row(first + s);
     }
     const Index column = sources - tokens + s;
-    mix_source<probing>(problem, head, queries, static_cast<const T*>(staged.keys), probes, factors, s, sources,
-                        result.mix + column, result.removal + column);
+    mix_source<probing>(problem, head, queries, staged.keys, probes, factors, s, sources, result.mix + column,
+                        result.removal + column);
   }
   if constexpr (Normalizer::any) {
     for (Index t = 0; t < tokens; ++t) {

@@ -29,7 +29,7 @@ struct RecurrenceCoefficients {
   static constexpr Index pairs = Tokens * (Tokens + 1) / 2;
 
   T* rows = nullptr;
-  T mix[pairs];
+  T mix[padded<T>(pairs)];
   T inverse_denominator[Tokens];
 
   RecurrenceCoefficients() = default;
@@ -40,22 +40,43 @@ struct RecurrenceCoefficients {
 /// a[t, s] where all channels decay alike, with the decays multiplied into the key before the query is: for the rare
 /// product q_t . k_s that is beyond the largest number, or was before the decays.
 template <Index lag, class T>
-[[gnu::noinline]] T decay_then_multiply(const T* queries, const T* keys, Index pitch, const T* factors,
-                                        Index factor_stride, Index s, Index t) {
+[[gnu::noinline]] T decay_then_multiply(const TokenRows<T>& queries, const TokenRows<T>& keys, Index pitch,
+                                        const T* factors, Index factor_stride, Index s, Index t) {
   Batch<T> sum = broadcast(T(0));
   for (Index i = 0; i < pitch; i += lanes<T>) {
-    Batch<T> k = load(keys + s * pitch + i);
+    Batch<T> k = load(keys.row(s) + i);
     for (Index r = s + 1; r <= t - lag; ++r) k *= broadcast(factors[r * factor_stride]);
-    sum = fma(load(queries + t * pitch + i), k, sum);
+    sum = fma(load(queries.row(t) + i), k, sum);
   }
   return reduce_add(sum);
 }
 
-/// Computes the coefficients of Tokens tokens from their staged rows and factors (see load_factors). `key_sum` [padded
-/// key_dim] is z, with a normalizer.
+/// The decay factors of Tokens tokens from token `first` on, for key channels i .. i + lanes - 1, from `factors` [.. or
+/// Tokens][padded key_dim] (see load_factors). Where they differ by token and channel they are computed, and left
+/// there.
+template <class Decay, Index Tokens, class T>
+SEQMIX_ALWAYS_INLINE void take_factors(const LinearRecurrenceHead<T>& head, Index first, Index i, Index pitch,
+                                       T* factors, Batch<T> (&result)[Tokens]) {
+  unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
+    if constexpr (!Decay::any) {
+      result[t] = broadcast(T(1));
+    } else if constexpr (!Decay::per_channel) {
+      result[t] = broadcast(factors[Decay::constant ? 0 : t]);
+    } else if constexpr (Decay::constant) {
+      result[t] = load(factors + i);
+    } else {
+      result[t] = channel_factor(head, first + t, i);
+      store(factors + t * pitch + i, result[t]);
+    }
+  });
+}
+
+/// Computes the coefficients of Tokens tokens, those from token `first` of the head's sequences on, from their rows and
+/// factors. `factors` is what load_factors left of them, or, where they differ by token and channel, scratch
+/// [Tokens][padded key_dim]. `key_sum` [padded key_dim] is z, with a normalizer.
 template <class T, Index Tokens, class Problem>
-void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, Index /*first*/,
-                          const StagedRows<T>& staged, const T* factors, T* key_sum,
+void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, Index first,
+                          const StagedRows<T>& staged, T* factors, T* key_sum,
                           RecurrenceCoefficients<T, Tokens>& result) {
   using Decay = decltype(problem.decay);
   using Readout = decltype(problem.readout);
@@ -66,38 +87,33 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
   // Reading before the update, token t sees the decays of the tokens before it only.
   constexpr Index lag = Readout::bonus ? 1 : 0;
   const Index key_dim = problem.key_dim(), pitch = padded<T>(key_dim);
-  const T *queries = staged.queries, *keys = staged.keys;
+  const TokenRows<T> queries = staged.queries, keys = staged.keys;
   const Index factor_stride = Decay::constant ? 0 : Decay::per_channel ? pitch : 1;
-  const auto factor = [&](Index t, Index i) SEQMIX_INLINE_LAMBDA -> Batch<T> {
-    if constexpr (Decay::per_channel) {
-      return load(factors + t * factor_stride + i);
-    } else {
-      return broadcast(factors[t * factor_stride]);
-    }
-  };
 
   for (Index i = 0; i < key_dim; i += width) {
     T* rows = result.rows + i * row_vectors;
-    Batch<T> decay_after = broadcast(T(1));
+    Batch<T> factor[Tokens];
+    take_factors<Decay>(head, first, i, pitch, factors, factor);
+    Batch<T> decay_after = factor[Tokens - 1];
     unroll<Tokens>([&](auto back) SEQMIX_INLINE_LAMBDA {
       constexpr Index s = Tokens - 1 - back;
-      const Batch<T> k = load(keys + s * pitch + i);
-      if constexpr (Decay::any) {
-        store(rows + (1 + s) * width, s == Tokens - 1 ? k : k * decay_after);
-        decay_after = s == Tokens - 1 ? factor(s, i) : decay_after * factor(s, i);
-      } else {
+      const Batch<T> k = load(keys.row(s) + i);
+      if constexpr (!Decay::any || back == 0) {
         store(rows + (1 + s) * width, k);
+      } else {
+        store(rows + (1 + s) * width, k * decay_after);
+        decay_after *= factor[s];
       }
     });
     store(rows, decay_after);
-    Batch<T> decay_before = broadcast(T(1));
+    Batch<T> decay_before = factor[0];
     unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
-      const Batch<T> q = load(queries + t * pitch + i);
-      if constexpr (Decay::any && t - lag >= 0) {
-        decay_before = t == lag ? factor(t - lag, i) : decay_before * factor(t - lag, i);
-        store(rows + (1 + Tokens + t) * width, q * decay_before);
-      } else {
+      const Batch<T> q = load(queries.row(t) + i);
+      if constexpr (!Decay::any || t < lag) {
         store(rows + (1 + Tokens + t) * width, q);
+      } else {
+        if constexpr (t > lag) decay_before *= factor[t - lag];
+        store(rows + (1 + Tokens + t) * width, q * decay_before);
       }
     });
   }
@@ -106,12 +122,14 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
   unroll<pairs>([&](auto pair) SEQMIX_INLINE_LAMBDA { dot[pair] = broadcast(T(0)); });
   for (Index i = 0; i < key_dim; i += width) {
     unroll<Tokens>([&](auto s) SEQMIX_INLINE_LAMBDA {
-      Batch<T> k = load(keys + s * pitch + i);
+      Batch<T> k = load(keys.row(s) + i);
       unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
         if constexpr (t >= s) {
           constexpr Index pair = t * (t + 1) / 2 + s;
-          const Batch<T> q = load(queries + t * pitch + i);
-          if constexpr (Decay::any && Decay::per_channel && t - lag > s) k *= factor(t - lag, i);
+          const Batch<T> q = load(queries.row(t) + i);
+          if constexpr (Decay::any && Decay::per_channel && t - lag > s) {
+            k *= load(factors + (t - lag) * factor_stride + i);
+          }
           if constexpr (t == s && Readout::bonus) {
             dot[pair] = fma(q * load_some(head.bonus + i, key_dim - i), k, dot[pair]);
           } else {
@@ -121,7 +139,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       });
     });
   }
-  unroll<pairs>([&](auto pair) SEQMIX_INLINE_LAMBDA { result.mix[pair] = reduce_add(dot[pair]); });
+  reduce_add_each(dot, result.mix);
   if constexpr (Decay::any && !Decay::per_channel) {
     for (Index s = 0; s < Tokens; ++s) {
       T between = T(1);
@@ -130,7 +148,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
         T& mix = result.mix[t * (t + 1) / 2 + s];
         mix *= between;
         if (!std::isfinite(mix)) [[unlikely]] {
-          mix = decay_then_multiply<lag>(queries, keys, pitch, factors, factor_stride, s, t);
+          mix = decay_then_multiply<lag, T>(queries, keys, pitch, factors, factor_stride, s, t);
         }
       }
     }

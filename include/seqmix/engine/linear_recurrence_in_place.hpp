@@ -30,17 +30,17 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
   Batch<T> key_dot = broadcast(T(0)), b_dot = broadcast(T(0)), sum = broadcast(T(0));
   const auto prepare = [&](Index i, Index channels) SEQMIX_INLINE_LAMBDA {
     T* rows = result.rows + i * row_vectors;
-    Batch<T> d = head_decay, q = load(staged.queries + i);
-    const Batch<T> k = load(staged.keys + i);
+    Batch<T> d = head_decay, q = load(staged.queries.data + i);
+    const Batch<T> k = load(staged.keys.data + i);
     if constexpr (Decay::per_channel && Decay::constant) d = load(constant_factors + i);
     if constexpr (Decay::per_channel && !Decay::constant) {
       d = exp2_decay(load_some(log_decay + i, channels) * broadcast(log2_e<T>));
     }
     if constexpr (Delta::low_rank) {
-      const Batch<T> b = load(staged.b + i);
+      const Batch<T> b = load(staged.b.data + i);
       b_dot = fma(q, b, b_dot);
       store(rows + width, b);
-      store(result.probes + i, load(staged.a + i));
+      store(result.probes + i, load(staged.a.data + i));
     } else if constexpr (Delta::any) {
       store(result.probes + i, k * d);
     }
@@ -65,9 +65,9 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
   if (i < key_dim) prepare(i, key_dim - i);
   const T key_mix = reduce_add(key_dot);
   if constexpr (Delta::any) {
-    result.mix[0][Coefficients::sources - 1] = key_mix;
+    result.products[Coefficients::mix_at(0, Coefficients::sources - 1)] = key_mix;
     if constexpr (Delta::low_rank) {
-      result.mix[0][0] = reduce_add(b_dot);
+      result.products[Coefficients::mix_at(0, 0)] = reduce_add(b_dot);
     } else {
       result.beta[0] = *head.beta.row(t);
     }
@@ -132,7 +132,7 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
   const Index key_dim = problem.key_dim(), value_dim = problem.value_dim(), pitch = detail::padded<T>(key_dim);
   const auto frame = workspace.frame();
   detail::CoefficientsOf<Delta, T, 1> coefficients(key_dim, workspace);
-  const detail::StagedRows<T> staged(problem.delta, 1, key_dim, workspace);
+  detail::StagedRows<T> staged(problem.delta, 1, key_dim, workspace);
   T* factors = workspace.take<T>(pitch).data();
   T* key_sum = workspace.take<T>(Normalizer::any ? pitch : 0).data();
   for (Index h = 0; h < problem.heads(); ++h) {

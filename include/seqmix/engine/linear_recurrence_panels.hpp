@@ -33,7 +33,11 @@ class PanelRecurrence {
     staged_ = StagedRows<T>(problem.delta, block, key_dim_, workspace);
     values_ = workspace.take<T>((Delta::low_rank ? 2 : 1) * chunk_tokens * panel_columns).data();
     const Index heads = last_head_ - first_head_ + 1;
-    factors_ = workspace.take<T>((Decay::constant ? heads : block) * pitch_).data();
+    factors_ = workspace
+                   .take<T>(Decay::constant      ? heads * pitch_
+                            : Decay::per_channel ? (chunked ? chunk_tokens : group_tokens) * pitch_
+                                                 : padded<T>(block))
+                   .data();
     key_sums_ = workspace.take<T>(Normalizer::any ? heads * pitch_ : 0).data();
   }
 
@@ -60,8 +64,8 @@ class PanelRecurrence {
 
   static constexpr Index panel_columns = 2 * lanes<T>;
   static constexpr bool chunked = order == RecurrenceOrder::chunked;
-  // Two sources for each of four tokens would not fit the registers.
-  static constexpr Index group_tokens = Delta::low_rank ? 2 : 4;
+  // Two sources for each of four tokens do not fit sixteen registers.
+  static constexpr Index group_tokens = Delta::low_rank && register_count<> < 32 ? 2 : 4;
   static constexpr Index block = chunked ? 2 * chunk_tokens : 8;
 
   Index columns_of(Index panel) const { return std::min(panel_columns, value_dim_ - panel * panel_columns); }
@@ -110,13 +114,12 @@ class PanelRecurrence {
   /// Tokens begin .. begin + count - 1 of one head: coefficients first, then every panel.
   void run_block(Index h, Index begin, Index count) {
     const auto head = problem_.head(h);
-    if constexpr (!Decay::constant) load_factors<Decay>(head, begin, count, factors(h));
+    if constexpr (!Decay::constant && !Decay::per_channel) load_factors<Decay>(head, begin, count, factors(h));
     staged_.load(problem_, head, begin, count);
     Index t = 0;
     for_each_group(count, [&](auto& coefficients) {
-      const T* group_factors = factors(h) + (Decay::constant ? 0 : Decay::per_channel ? t * pitch_ : t);
-      prepare_coefficients(problem_, head, begin + t, staged_.from(t * pitch_), group_factors, key_sum(h),
-                           coefficients);
+      T* const group_factors = factors(h) + (Decay::constant || Decay::per_channel ? 0 : t);
+      prepare_coefficients(problem_, head, begin + t, staged_.from(t), group_factors, key_sum(h), coefficients);
       t += coefficients.token_count;
     });
 
@@ -159,46 +162,58 @@ class PanelRecurrence {
     /// While head h is swept over the block that begins with `begin`, with `calls` calls of prefetch().
     Upcoming(const PanelRecurrence& recurrence, Index h, Index begin, Index calls) {
       const Index heads = recurrence.last_head_ - recurrence.first_head_ + 1, next = h - recurrence.first_head_ + 2;
-      const Index next_head = recurrence.first_head_ + next % heads;
-      head_ = recurrence.problem_.head(next_head);
-      token_ = begin + next / heads * block;
-      end_ = std::min(token_ + block, recurrence.problem_.length());
-      first_column_ = std::max(Index(0), recurrence.first_ - next_head * recurrence.panels_) * panel_columns;
-      columns_ = std::min((recurrence.last_ - next_head * recurrence.panels_) * panel_columns, recurrence.value_dim_) -
-                 first_column_;
-      key_channels_ = std::max(head_.query.channels(), head_.key.channels());
-      channels_ = std::max(key_channels_, columns_);
-      lines_ = (block * ((channels_ + line - 1) / line) + calls - 1) / std::max(calls, Index(1));
+      const Index next_head = recurrence.first_head_ + next % heads, token = begin + next / heads * block;
+      tokens_ = std::clamp(recurrence.problem_.length() - token, Index(0), block);
+      if (tokens_ == 0) return;
+      const auto head = recurrence.problem_.head(next_head);
+      Index count = 0;
+      const auto add = [&](const auto& x, Index column) { streams_[count++] = {x.row(token) + column, x.stride()}; };
+      add(head.query, 0);
+      add(head.key, 0);
+      if constexpr (!Decay::constant && Decay::per_channel) add(head.log_decay, 0);
+      if constexpr (Delta::low_rank) {
+        add(head.a, 0);
+        add(head.b, 0);
+      }
+      const Index first_column = std::max(Index(0), recurrence.first_ - next_head * recurrence.panels_) * panel_columns;
+      add(head.value, first_column);
+      add(head.output, first_column);
+      value_channels_ =
+          std::min((recurrence.last_ - next_head * recurrence.panels_) * panel_columns, recurrence.value_dim_) -
+          first_column;
+      key_channels_ = std::max(head.query.channels(), head.key.channels());
+      channels_ = std::max(key_channels_, value_channels_);
+      lines_ = (tokens_ * ((channels_ + line - 1) / line) + calls - 1) / std::max(calls, Index(1));
     }
 
     SEQMIX_ALWAYS_INLINE void prefetch() {
-      for (Index n = 0; n < lines_ && token_ < end_; ++n) {
-        const auto ask = [&](const auto& rows) SEQMIX_INLINE_LAMBDA { prefetch_early(rows.row(token_) + channel_); };
+      for (Index n = 0; n < lines_ && tokens_ > 0; ++n) {
         if (channel_ < key_channels_) {
-          ask(head_.query);
-          ask(head_.key);
-          if constexpr (!Decay::constant && Decay::per_channel) ask(head_.log_decay);
-          if constexpr (Delta::low_rank) {
-            ask(head_.a);
-            ask(head_.b);
-          }
+          unroll<key_streams>([&](auto i) SEQMIX_INLINE_LAMBDA { prefetch_early(streams_[i].row + channel_); });
         }
-        if (channel_ < columns_) {
-          prefetch_early(head_.value.row(token_) + first_column_ + channel_);
-          prefetch_early(head_.output.row(token_) + first_column_ + channel_);
+        if (channel_ < value_channels_) {
+          unroll<2>([&](auto i) SEQMIX_INLINE_LAMBDA { prefetch_early(streams_[key_streams + i].row + channel_); });
         }
         channel_ += line;
         if (channel_ >= channels_) {
           channel_ = 0;
-          ++token_;
+          --tokens_;
+          for (Stream& stream : streams_) stream.row += stream.stride;
         }
       }
     }
 
    private:
     static constexpr Index line = Index(memory_alignment / sizeof(T));
-    LinearRecurrenceHead<T> head_;
-    Index token_, end_, first_column_, columns_, key_channels_, channels_, lines_, channel_ = 0;
+    static constexpr Index key_streams =
+        2 + (!Decay::constant && Decay::per_channel ? 1 : 0) + (Delta::low_rank ? 2 : 0);
+
+    struct Stream {
+      const T* row;
+      Index stride;
+    };
+    Stream streams_[key_streams + 2];
+    Index tokens_, key_channels_ = 0, value_channels_ = 0, channels_ = 0, lines_ = 0, channel_ = 0;
   };
 
   const Problem& problem_;

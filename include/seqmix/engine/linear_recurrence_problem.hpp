@@ -102,26 +102,29 @@ namespace detail {
 template <class T>
 inline constexpr T log2_e = T(1.4426950408889634073599246810018921L);
 
+/// The decay factors of key channels i .. i + lanes - 1 for token t, where they differ by token and channel.
+template <class T>
+SEQMIX_ALWAYS_INLINE Batch<T> channel_factor(const LinearRecurrenceHead<T>& head, Index t, Index i) {
+  const Sequence<const T>& logs = head.log_decay;
+  return exp2_decay(load_some(logs.data() + t * logs.stride() + i, logs.channels() - i) * broadcast(log2_e<T>));
+}
+
 /// Decay factors exp(log decay) of `count` tokens from `begin` on: [count][padded key_dim] if they differ by channel
-/// (padding is 1), else [count]. Constant decays have one row.
+/// (padding is 1), else [count, in whole vectors]. Constant decays have one row.
 template <class Decay, class T>
 void load_factors(const LinearRecurrenceHead<T>& head, Index begin, Index count, T* factors) {
-  const Batch<T> to_base_2 = broadcast(log2_e<T>);
   if constexpr (!Decay::any) return;
   if constexpr (Decay::constant) count = 1;
   if constexpr (Decay::per_channel) {
     const Index key_dim = head.log_decay.channels(), pitch = padded<T>(key_dim);
     for (Index t = 0; t < count; ++t) {
-      const T* log_decay = head.log_decay.data() + (begin + t) * head.log_decay.stride();
-      for (Index i = 0; i < key_dim; i += lanes<T>) {
-        store(factors + t * pitch + i, exp2_decay(load_some(log_decay + i, key_dim - i) * to_base_2));
-      }
+      for (Index i = 0; i < key_dim; i += lanes<T>) store(factors + t * pitch + i, channel_factor(head, begin + t, i));
     }
   } else {
+    const Batch<T> to_base_2 = broadcast(log2_e<T>);
     for (Index t = 0; t < count; ++t) factors[t] = head.log_decay.data()[(begin + t) * head.log_decay.stride()];
-    for (Index t = 0; t < count; t += lanes<T>) {
-      store_some(factors + t, exp2_decay(load_some(factors + t, count - t) * to_base_2), count - t);
-    }
+    for (Index t = count; t < padded<T>(count); ++t) factors[t] = T(0);
+    for (Index t = 0; t < count; t += lanes<T>) store(factors + t, exp2_decay(load(factors + t) * to_base_2));
   }
 }
 
@@ -134,47 +137,61 @@ void stage_rows(const Sequence<const T>& x, const RowMap<T>& map, T scale, Index
   }
 }
 
-/// The rows of some tokens of one head, [tokens][padded key_dim], that the coefficients are made of: queries (scaled),
-/// keys, and, with a low-rank delta policy, its vectors a and b.
+/// Rows of key channels of consecutive tokens, in whole vectors.
 template <class T>
-struct StagedRows {
-  T *queries = nullptr, *keys = nullptr, *a = nullptr, *b = nullptr;
+struct TokenRows {
+  const T* data = nullptr;
+  Index stride = 0;
+
+  const T* row(Index t) const { return data + t * stride; }
+};
+
+/// The rows of some tokens of one head that the coefficients are made of: queries (scaled), keys, and, with a low-rank
+/// delta policy, its vectors a and b. They are where the problem has them, or copies, where a map or a scale is applied
+/// or the key channels do not fill whole vectors.
+template <class T>
+class StagedRows {
+ public:
+  TokenRows<T> queries, keys, a, b;
 
   StagedRows() = default;
 
   /// For `tokens` tokens of a problem with policy Delta.
   template <class Delta>
   StagedRows(const Delta&, Index tokens, Index key_dim, Workspace& workspace) {
-    const Index size = tokens * padded<T>(key_dim);
-    queries = workspace.take<T>(size).data();
-    keys = workspace.take<T>(size).data();
-    if constexpr (Delta::low_rank) {
-      a = workspace.take<T>(size).data();
-      b = workspace.take<T>(size).data();
+    for (Index i = 0; i < (Delta::low_rank ? 4 : 2); ++i) {
+      copies_[i] = workspace.take<T>(tokens * padded<T>(key_dim)).data();
     }
   }
 
   /// Takes the rows of `count` tokens from `begin` on.
   template <class Problem>
-  void load(const Problem& problem, const LinearRecurrenceHead<T>& head, Index begin, Index count) const {
-    const Index key_dim = problem.key_dim();
-    stage_rows(head.query, problem.query_map, problem.scale, begin, count, key_dim, queries);
-    stage_rows(head.key, problem.key_map, T(1), begin, count, key_dim, keys);
+  void load(const Problem& problem, const LinearRecurrenceHead<T>& head, Index begin, Index count) {
+    const auto rows = [&](const Sequence<const T>& x, const RowMap<T>& map, T scale, T* copies) -> TokenRows<T> {
+      const Index key_dim = problem.key_dim();
+      if (map.function == row_map<T>.function && scale == T(1) && key_dim % lanes<T> == 0) {
+        return {x.data() + begin * x.stride(), x.stride()};
+      }
+      stage_rows(x, map, scale, begin, count, key_dim, copies);
+      return {copies, padded<T>(key_dim)};
+    };
+    queries = rows(head.query, problem.query_map, problem.scale, copies_[0]);
+    keys = rows(head.key, problem.key_map, T(1), copies_[1]);
     if constexpr (decltype(problem.delta)::low_rank) {
-      stage_rows(head.a, row_map<T>, T(1), begin, count, key_dim, a);
-      stage_rows(head.b, row_map<T>, T(1), begin, count, key_dim, b);
+      a = rows(head.a, row_map<T>, T(1), copies_[2]);
+      b = rows(head.b, row_map<T>, T(1), copies_[3]);
     }
   }
 
-  /// Those from the token on that lies `offset` numbers further.
-  StagedRows from(Index offset) const {
+  /// Those from token t on.
+  StagedRows from(Index t) const {
     StagedRows result = *this;
-    result.queries += offset;
-    result.keys += offset;
-    if (a) result.a += offset;
-    if (b) result.b += offset;
+    for (TokenRows<T>* rows : {&result.queries, &result.keys, &result.a, &result.b}) rows->data += t * rows->stride;
     return result;
   }
+
+ private:
+  T* copies_[4] = {};
 };
 
 /// Calls f(r, coefficient, row) for every row i of a panel [key_dim][2 vectors]: coefficient is the first of the Vectors

@@ -8,6 +8,7 @@
 #include <seqmix/simd/arch.hpp>
 
 #include <cstddef>
+#include <cstdint>
 #include <type_traits>
 #include <utility>
 #include <xsimd/xsimd.hpp>
@@ -51,6 +52,11 @@ using xsimd::fnma;
 using xsimd::reduce_add;
 using xsimd::reduce_max;
 using xsimd::select;
+
+/// How many SIMD registers there are: what a register tile may use.
+template <class Arch = xsimd::default_arch>
+inline constexpr Index register_count =
+    std::is_base_of_v<xsimd::avx512f, Arch> || std::is_base_of_v<xsimd::neon64, Arch> ? 32 : 16;
 
 /// All lanes equal `value`.
 template <class Arch = xsimd::default_arch, class T>
@@ -170,6 +176,66 @@ template <Index N, class F>
 SEQMIX_ALWAYS_INLINE void unroll(F&& f) {
   [&]<Index... I>(std::integer_sequence<Index, I...>)
       SEQMIX_INLINE_LAMBDA { (f(std::integral_constant<Index, I>{}), ...); }(std::make_integer_sequence<Index, N>{});
+}
+
+namespace detail {
+
+/// In every segment of `Segment` lanes the sums of neighbouring blocks of `Block` lanes, those of x and then those of
+/// y.
+template <Index Block, Index Segment, class T, class Arch>
+SEQMIX_ALWAYS_INLINE Batch<T, Arch> add_neighbours(const xsimd::batch<T, Arch>& x, const xsimd::batch<T, Arch>& y) {
+  constexpr auto source = [](Index lane, Index odd) {
+    const Index segment = lane / Segment * Segment, half = lane % Segment % (Segment / 2);
+    const Index of_y = lane % Segment >= Segment / 2 ? lanes<T, Arch> : 0;
+    return of_y + segment + (half / Block * 2 + odd) * Block + half % Block;
+  };
+  return [&]<Index... I>(std::integer_sequence<Index, I...>) SEQMIX_INLINE_LAMBDA {
+    using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
+    return xsimd::shuffle(x, y, xsimd::batch_constant<Bits, Arch, Bits(source(I, 0))...>()) +
+           xsimd::shuffle(x, y, xsimd::batch_constant<Bits, Arch, Bits(source(I, 1))...>());
+  }(std::make_integer_sequence<Index, lanes<T, Arch>>());
+}
+
+/// The sums of the lanes of `lanes` batches, from N that each hold `lanes / N` of them in as many parts as N.
+template <class T, class Arch, std::size_t N>
+SEQMIX_ALWAYS_INLINE Batch<T, Arch> add_lanes(const xsimd::batch<T, Arch> (&x)[N]) {
+  if constexpr (N == 1) {
+    return x[0];
+  } else {
+    // First within the 128 bits that instructions shuffle at no loss, then across them.
+    constexpr Index near = Index(16 / sizeof(T)), width = lanes<T, Arch>;
+    constexpr bool across = width / Index(N) >= near;
+    constexpr Index block = across ? near : 1, segment = across ? width : near;
+    Batch<T, Arch> sums[N / 2];
+    unroll<Index(N / 2)>(
+        [&](auto i) SEQMIX_INLINE_LAMBDA { sums[i] = add_neighbours<block, segment>(x[2 * i], x[2 * i + 1]); });
+    return add_lanes(sums);
+  }
+}
+
+}  // namespace detail
+
+/// sums[i] = the sum of the lanes of x[i] for every i; up to whole vectors of sums are written. Adds the lanes of many
+/// batches at once, with a third of the instructions that as many calls of reduce_add take.
+template <class T, class Arch, std::size_t N>
+SEQMIX_ALWAYS_INLINE void reduce_add_each(const xsimd::batch<T, Arch> (&x)[N], T* sums) {
+  constexpr Index width = lanes<T, Arch>, count = static_cast<Index>(N), whole = count / width * width;
+  // So few that are left over are quicker one by one.
+  constexpr bool singly = 2 * (count - whole) < width;
+  unroll<(singly ? whole : count + width - 1) / width>([&](auto group) SEQMIX_INLINE_LAMBDA {
+    Batch<T, Arch> some[width];
+    unroll<width>([&](auto i) SEQMIX_INLINE_LAMBDA {
+      if constexpr (group * width + i < count) {
+        some[i] = x[group * width + i];
+      } else {
+        some[i] = Batch<T, Arch>(T(0));
+      }
+    });
+    detail::add_lanes(some).store_unaligned(sums + group * width);
+  });
+  if constexpr (singly) {
+    unroll<count - whole>([&](auto i) SEQMIX_INLINE_LAMBDA { sums[whole + i] = xsimd::reduce_add(x[whole + i]); });
+  }
 }
 
 /// 0, 1, 2 ... lanes - 1.
