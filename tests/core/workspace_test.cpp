@@ -2,13 +2,23 @@
 #include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
+#include <memory>
 #include <numeric>
 #include <seqmix/core/workspace.hpp>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "support/allocations.hpp"
 #include "support/executors.hpp"
+
+#if !defined(NDEBUG) && defined(__unix__) && !defined(SEQMIX_TEST_THREAD_SANITIZER)
+#define SEQMIX_TEST_ASSERTIONS
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#endif
 
 namespace seqmix {
 namespace {
@@ -153,6 +163,44 @@ TEST_CASE("parallel_for runs each piece once with scratch of its own") {
     }
   }
 }
+
+TEST_CASE("threads may use a workspace one after the other") {
+  Workspace workspace;
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    std::thread([&] {
+      const auto outer = workspace.frame();
+      const auto inner = workspace.frame();
+      workspace.take<float>(100);
+    }).join();
+    const auto frame = workspace.frame();
+    workspace.take<float>(200);
+  }
+}
+
+#if defined(SEQMIX_TEST_ASSERTIONS)
+TEST_CASE("a workspace that two threads use at a time stops the program") {
+  for (const bool same_time : {false, true}) {
+    const pid_t child = fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+      std::signal(SIGABRT, SIG_DFL);
+      for (const int stream : {1, 2}) close(stream);
+      Workspace workspace;
+      auto frame = std::make_unique<Workspace::Frame>(workspace);
+      if (!same_time) frame.reset();
+      std::thread([&] { const auto other = workspace.frame(); }).join();
+      _exit(0);
+    }
+    int status = 0;
+    REQUIRE(waitpid(child, &status, 0) == child);
+    if (same_time) {
+      CHECK((WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT));
+    } else {
+      CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 0));
+    }
+  }
+}
+#endif
 
 TEST_CASE("parallel_for may be nested") {
   const auto executor = test::thread_executor(3);

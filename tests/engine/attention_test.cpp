@@ -335,11 +335,16 @@ TEST_CASE("sums over many keys stay exact", "[attention]") {
 
 TEST_CASE("attention gives the same bits for any number of threads", "[attention]") {
   Rng rng(13);
+  // So many keys that even a single row of a single head of keys is shared between threads.
+  constexpr Index keys = 2500;
+  static_assert(keys * 2 * 64 >= detail::parallel_decode_numbers);
+  const Vector<float> sink = uniform_vector<float>(3, -3, 3, rng);
   for (const Index rows : {1, 4, 50, 333}) {
-    for (const Index kv_heads : {1, 3}) {
-      Streams<float> s(rows, 1700, 3, kv_heads, 64, 64, rng);
+    for (const auto& [kv_heads, window] : {std::pair<Index, bool>{1, false}, {1, true}, {3, false}}) {
+      Streams<float> s(rows, keys, 3, kv_heads, 64, 64, rng);
       SoftmaxAttentionOptions<float> options;
-      if (kv_heads == 1) options.window_left = 700;
+      if (window) options.window_left = 700;
+      if (kv_heads == 1) options.sink = sink;
       Workspace serial;
       softmax_attention<float>(s.q(), s.k(), s.v(), options, s.out(), serial);
       for (auto& [name, executor] : all_executors()) {
@@ -347,7 +352,7 @@ TEST_CASE("attention gives the same bits for any number of threads", "[attention
         Streams<float> other = s;
         other.y.setConstant(float(nan));
         softmax_attention<float>(other.q(), other.k(), other.v(), options, other.out(), workspace);
-        CAPTURE(name, rows, kv_heads);
+        CAPTURE(name, rows, kv_heads, window);
         CHECK(same_bits(s.y, other.y, rows));
       }
     }

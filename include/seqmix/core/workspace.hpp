@@ -16,9 +16,9 @@ namespace seqmix {
 
 /// An arena of scratch memory that grows to what is needed and is then reused, and the executor that work runs on.
 ///
-/// Mixers are shared between threads; a Workspace is not: every calling thread has its own. Memory is taken inside a
-/// frame and given back when the frame ends, last taken first returned. Once a call has run, the same call with the
-/// same shapes allocates nothing.
+/// Mixers are shared between threads; a Workspace is not: every calling thread has its own (asserted: while a thread has
+/// frames open, no other may open one). Memory is taken inside a frame and given back when the frame ends, last taken
+/// first returned. Once a call has run, the same call with the same shapes allocates nothing.
 class Workspace {
  public:
   /// Runs on `executor`, which must outlive the workspace.
@@ -30,9 +30,8 @@ class Workspace {
   /// Gives back, at the end of its life, all that was taken since its beginning.
   class [[nodiscard]] Frame {
    public:
-    explicit Frame(Workspace& workspace) : workspace_(workspace), block_(workspace.block_), used_(workspace.used_) {
-      ++workspace_.depth_;
-    }
+    explicit Frame(Workspace& workspace)
+        : workspace_(workspace), block_(workspace.opened().block_), used_(workspace.used_) {}
     ~Frame() { workspace_.release(block_, used_); }
     Frame(const Frame&) = delete;
     Frame& operator=(const Frame&) = delete;
@@ -148,6 +147,23 @@ class Workspace {
   }
 
  private:
+  /// An address that no other thread has.
+  static const void* this_thread() {
+    thread_local char mark = 0;
+    return &mark;
+  }
+
+  /// Opens a frame for this thread.
+  Workspace& opened() {
+#ifndef NDEBUG
+    const void* none = nullptr;
+    const bool mine = owner_.compare_exchange_strong(none, this_thread()) || none == this_thread();
+    assert(mine && "a Workspace is used by two threads at a time");
+#endif
+    ++depth_;
+    return *this;
+  }
+
   void* take_bytes(std::size_t bytes) {
     bytes = (bytes + memory_alignment - 1) / memory_alignment * memory_alignment;
     while (block_ < blocks_.size() && blocks_[block_].size() - used_ < bytes) {
@@ -176,6 +192,7 @@ class Workspace {
     block_ = block;
     used_ = used;
     --depth_;
+    if (depth_ == 0) owner_.store(nullptr, std::memory_order_release);
     if (depth_ == 0 && blocks_.size() > 1) {
       // The blocks were too small for one call: one block of their size holds it the next time.
       try {
@@ -200,10 +217,11 @@ class Workspace {
 
   Executor* executor_;
   std::vector<Buffer<std::byte>> blocks_;
-  std::size_t block_ = 0;  // the block that memory is taken from
-  std::size_t used_ = 0;   // bytes taken of that block
-  std::size_t high_ = 0;   // most bytes ever in use
-  int depth_ = 0;          // open frames
+  std::size_t block_ = 0;                     // the block that memory is taken from
+  std::size_t used_ = 0;                      // bytes taken of that block
+  std::size_t high_ = 0;                      // most bytes ever in use
+  int depth_ = 0;                             // open frames
+  std::atomic<const void*> owner_ = nullptr;  // the thread that opened them; known with assertions only
   std::vector<std::unique_ptr<Workspace>> locals_;
 };
 

@@ -29,34 +29,62 @@ inline constexpr Index most_decode_rows = 4;
 inline constexpr Index parallel_decode_numbers = Index(1) << 18;
 
 /// Keys that one task packs, a multiple of every panel width.
-inline constexpr Index pack_keys_per_task = 1024;
+inline constexpr Index pack_keys_per_task = 256;
 
 template <class T, class Mask, class Score>
 void attend_few(HeadSequence<const T> query, std::span<const KeyValueSegment<T>> segments, const Mask& mask,
                 const Score& score, ConstToken<T> sink, HeadSequence<T> output, Workspace& workspace) {
-  const Index kv_heads = segments.front().key.heads(), group = query.heads() / kv_heads;
-  const auto attend_head = [&](Index kv_head, Workspace& local) {
-    DecodeKernel<T, Mask, Score>(mask, score, segments, kv_head)
-        .run(query, kv_head * group, group, sink, output, local);
+  const Index kv_heads = segments.front().key.heads(), group = query.heads() / kv_heads, rows = query.length();
+  const Index keys = total_length(segments), piece = decode_piece(keys), pieces = (keys + piece - 1) / piece;
+  const auto attend_piece = [&](Index kv_head, Index index, DecodeSums<T>& result, Workspace& local) {
+    result.clear();
+    DecodeKernel<T, Mask, Score>(mask, score, segments, kv_head, query, kv_head * group, group)
+        .run({index * piece, std::min((index + 1) * piece, keys)}, result, local);
   };
-  const Index numbers = total_length(segments) * kv_heads * (query.head_dim() + output.head_dim());
-  if (numbers >= parallel_decode_numbers) {
-    workspace.parallel_for(kv_heads, attend_head);
-  } else {
-    for (Index kv_head = 0; kv_head < kv_heads; ++kv_head) attend_head(kv_head, workspace);
+  const auto take_sums = [&] { return DecodeSums<T>::take(group * rows, output.head_dim(), workspace); };
+  DecodeSums<T> total = take_sums();
+  // The pieces of one head are put together in order, wherever they were computed.
+  const auto finish_head = [&](Index kv_head, const auto& sums_of_piece) {
+    total.clear();
+    for (Index r = 0; r < group * rows && sink.channels() > 0; ++r) {
+      total.softmax[std::size_t(r)] = RowSoftmax<T>(to_log2_domain(sink[kv_head * group + r / rows]));
+    }
+    for (Index index = 0; index < pieces; ++index) total.add(sums_of_piece(index));
+    for (Index r = 0; r < group * rows; ++r) {
+      store_scaled(total.mixed + r * total.stride, total.softmax[std::size_t(r)].inverse_sum(),
+                   output.row(r % rows, kv_head * group + r / rows), output.head_dim());
+    }
+  };
+  const Index numbers = keys * kv_heads * (query.head_dim() + output.head_dim());
+  if (workspace.concurrency() == 1 || numbers < parallel_decode_numbers) {
+    DecodeSums<T> sums = take_sums();
+    for (Index kv_head = 0; kv_head < kv_heads; ++kv_head) {
+      finish_head(kv_head, [&](Index index) -> const DecodeSums<T>& {
+        attend_piece(kv_head, index, sums, workspace);
+        return sums;
+      });
+    }
+    return;
+  }
+  const auto sums = workspace.take<DecodeSums<T>>(kv_heads * pieces);
+  for (auto& of_piece : sums) of_piece = take_sums();
+  workspace.parallel_for(kv_heads * pieces, [&](Index task, Workspace& local) {
+    attend_piece(task / pieces, task % pieces, sums[std::size_t(task)], local);
+  });
+  for (Index kv_head = 0; kv_head < kv_heads; ++kv_head) {
+    finish_head(kv_head,
+                [&](Index index) -> const DecodeSums<T>& { return sums[std::size_t(kv_head * pieces + index)]; });
   }
 }
 
-/// Packs the heads first_head .. of keys and values into `packed`, in parallel over heads and keys.
+/// Packs the heads first_head .. of keys and values into `packed`, in parallel over the keys.
 template <class T>
 void pack_heads(std::span<const KeyValueSegment<T>> segments, Index first_head, const std::uint8_t* excluded,
                 std::span<PackedHead<T>> packed, Workspace& workspace) {
   const Index panels = packed[0].panels(), panels_per_task = pack_keys_per_task / panel_width<T>;
-  const Index tasks_per_head = (panels + panels_per_task - 1) / panels_per_task;
-  workspace.parallel_for(Index(packed.size()) * tasks_per_head, [&](Index task, Workspace&) {
-    const Index head = task / tasks_per_head, begin = task % tasks_per_head * panels_per_task;
-    packed[std::size_t(head)].pack(segments, first_head + head, excluded, begin,
-                                   std::min(begin + panels_per_task, panels));
+  workspace.parallel_for((panels + panels_per_task - 1) / panels_per_task, [&](Index task, Workspace&) {
+    const Index begin = task * panels_per_task;
+    pack_panels<T>(segments, first_head, excluded, {begin, std::min(begin + panels_per_task, panels)}, packed);
   });
 }
 
@@ -76,12 +104,16 @@ void attend_many(HeadSequence<const T> query, std::span<const KeyValueSegment<T>
     excluded = flags.data();
   }
 
-  // Smaller blocks of rows where there would be too few to keep all threads busy. The bits don't depend on them.
-  Index block = 16 * tile_rows;
-  while (block > 4 * tile_rows && (rows + block - 1) / block * together * group < 4 * workspace.concurrency()) {
+  // Blocks of rows as large as their queries and sums may be in the second-level cache beside a tile of keys, which larger
+  // sequences get from farther away once for each block; smaller ones where there would be too few to keep all threads
+  // busy. The bits don't depend on them.
+  constexpr Index half_cache = vector_registers >= 32 ? 256 * 1024 : 128 * 1024;
+  const Index row_bytes = std::max<Index>(1, query.head_dim() + output.head_dim()) * Index(sizeof(T));
+  Index block = std::clamp(half_cache / row_bytes, 8 * strip_rows, 32 * strip_rows);
+  while (block > 2 * strip_rows && (rows + block - 1) / block * together * group < 4 * workspace.concurrency()) {
     block /= 2;
   }
-  block = round_up(block, tile_rows);
+  block = round_up(block, strip_rows);
   const Index blocks = (rows + block - 1) / block;
 
   for (Index first = 0; first < kv_heads; first += together) {

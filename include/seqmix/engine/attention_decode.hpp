@@ -1,8 +1,12 @@
 // A few rows of queries against keys that lie in memory as rows: the streaming kernel of the attention engine.
 //
 // For one token per call every key and value is used once per query head, so the time is that of reading them. A block of
-// as many keys as a vector has lanes gives one vector of logits: one accumulator per key runs along head_dim, a
-// transposition adds up their lanes. Nothing is packed or copied; memory is asked for ahead of its use.
+// as many keys as a vector has lanes gives one vector of logits: one accumulator per key runs along head_dim, then their
+// lanes are added up. Nothing is packed or copied; memory is asked for ahead of its use, and query heads that share keys
+// and values read them from memory once.
+//
+// The keys are cut into pieces, each with an online softmax of its own, and the pieces are put together in order: so
+// several threads can share even a single head, and the bits don't depend on how many they are.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +17,7 @@
 #include <seqmix/engine/attention_score.hpp>
 #include <seqmix/engine/attention_tile.hpp>
 #include <seqmix/simd/batch.hpp>
+#include <seqmix/simd/microkernel.hpp>
 #include <span>
 
 namespace seqmix::inline SEQMIX_ARCH {
@@ -23,20 +28,21 @@ namespace detail {
 /// second-level cache when several query heads share them.
 inline constexpr Index decode_chunk = 256;
 
+/// Keys of a piece, a multiple of decode_chunk: so many that putting pieces together costs nothing, and that there are no
+/// more than most_decode_pieces.
+inline constexpr Index most_decode_pieces = 64;
+constexpr Index decode_piece(Index keys) {
+  return std::max(2 * decode_chunk, round_up((keys + most_decode_pieces - 1) / most_decode_pieces, decode_chunk));
+}
+
 /// How far ahead of its use memory is asked for: what is on its way within one latency of the third-level cache.
 inline constexpr Index prefetch_bytes = 4096;
 
-/// The sums of the lanes of each batch: lane i of the result is that of sum[i].
+/// scaled[0 .. width) = factor * row; zeros follow up to `padded`.
 template <class T>
-SEQMIX_ALWAYS_INLINE Batch<T> add_across(Batch<T> (&sum)[std::size_t(lanes<T>)]) {
-  transpose(sum);
-  // As a balanced tree: a chain of additions would take longer than the loads.
-  const auto add_halves = [&]<Index Half>(auto self, std::integral_constant<Index, Half>) SEQMIX_INLINE_LAMBDA {
-    unroll<Half>([&](auto i) SEQMIX_INLINE_LAMBDA { sum[i] = sum[i] + sum[i + Half]; });
-    if constexpr (Half > 1) self(self, std::integral_constant<Index, Half / 2>());
-  };
-  if constexpr (lanes < T >> 1) add_halves(add_halves, std::integral_constant<Index, lanes<T> / 2>());
-  return sum[0];
+void load_scaled(const T* row, T factor, T* scaled, Index width, Index padded) {
+  for (Index d = 0; d < width; ++d) scaled[d] = row[d] * factor;
+  std::fill(scaled + width, scaled + padded, T(0));
 }
 
 /// products[0 .. lanes) = <query, rows 0 .. count - 1 of keys>, anything in the lanes beyond. query is padded with zeros
@@ -66,7 +72,7 @@ SEQMIX_ALWAYS_INLINE Batch<T> multiply_rows(const T* query, const T* keys, Index
       if (key < count) sum[key] = fma(q, load_partial(keys + key * stride + whole, head_dim - whole), sum[key]);
     });
   }
-  return add_across(sum);
+  return reduce_add_rows(sum);
 }
 
 /// Inner products of `rows` queries [rows, padded_query] with the keys of a chunk, into logits [rows, decode_chunk]: every
@@ -91,124 +97,172 @@ void multiply_chunk(const T* queries, Index padded_query, Index rows, Sequence<c
   }
 }
 
-/// mixed[0 .. Vectors vectors) += sum over t of weights[t] * rows[t].
-template <Index Vectors, class T>
-SEQMIX_ALWAYS_INLINE void add_rows(const T* weights, const T* rows, Index stride, Index count, T* mixed) {
-  constexpr Index W = lanes<T>;
-  const Index ahead = prefetch_bytes / Index(sizeof(T));
-  Batch<T> sum[std::size_t(Vectors)];
-  unroll<Vectors>([&](auto v) SEQMIX_INLINE_LAMBDA { sum[v] = load(mixed + v * W); });
-  for (Index t = 0; t < count; ++t) {
-    const T* row = rows + t * stride;
-    const Batch<T> weight = broadcast(weights[t]);
-    unroll<Vectors>([&](auto v) SEQMIX_INLINE_LAMBDA {
-      if constexpr (v * W * Index(sizeof(T)) % Index(memory_alignment) == 0) prefetch_read(row + ahead + v * W);
-      sum[v] = fma(weight, load(row + v * W), sum[v]);
+/// Rows that share a pass over the values.
+inline constexpr Index most_value_rows = 4;
+
+/// sums[row] += sum over t of weights[row * decode_chunk + t] * values[t], for Rows rows; sums [Rows, sums_stride] is
+/// writable up to a whole vector.
+template <Index Rows, class T>
+void add_values(const T* weights, Sequence<const T> values, T* sums, Index sums_stride) {
+  constexpr Index W = lanes<T>, ahead = prefetch_bytes / Index(sizeof(T));
+  constexpr Index most_vectors = Rows == 1 ? 8 : vector_registers >= 32 ? 4 : 2;
+  Index column = 0;
+  const auto add_columns = [&](auto vectors, const auto& load_values) SEQMIX_INLINE_LAMBDA {
+    Batch<T> sum[Rows][vectors];
+    T* const place = sums + column;
+    unroll<Rows>([&](auto row) SEQMIX_INLINE_LAMBDA {
+      unroll<vectors>([&](auto v) SEQMIX_INLINE_LAMBDA { sum[row][v] = load(place + row * sums_stride + v * W); });
     });
-  }
-  unroll<Vectors>([&](auto v) SEQMIX_INLINE_LAMBDA { store(mixed + v * W, sum[v]); });
-}
-
-/// mixed[0 .. width) += sum over t of weights[t] * rows[t]; mixed is writable up to a whole vector.
-template <class T>
-void add_value_rows(const T* weights, const T* rows, Index stride, Index count, Index width, T* mixed) {
-  constexpr Index W = lanes<T>;
-  Index c = 0;
-  for (; c + 8 * W <= width; c += 8 * W) add_rows<8>(weights, rows + c, stride, count, mixed + c);
-  for (; c + 2 * W <= width; c += 2 * W) add_rows<2>(weights, rows + c, stride, count, mixed + c);
-  for (; c + W <= width; c += W) add_rows<1>(weights, rows + c, stride, count, mixed + c);
-  if (c < width) {
-    Batch<T> sum = load(mixed + c);
-    for (Index t = 0; t < count; ++t) {
-      sum = fma(broadcast(weights[t]), load_partial(rows + t * stride + c, width - c), sum);
+    for (Index t = 0; t < values.length(); ++t) {
+      const T* source = values.row(t) + column;
+      Batch<T> value[vectors];
+      unroll<vectors>([&](auto v) SEQMIX_INLINE_LAMBDA {
+        if constexpr (v * W * Index(sizeof(T)) % Index(memory_alignment) == 0) prefetch_read(source + ahead + v * W);
+        value[v] = load_values(source + v * W);
+      });
+      unroll<Rows>([&](auto row) SEQMIX_INLINE_LAMBDA {
+        const Batch<T> weight = broadcast(weights[row * decode_chunk + t]);
+        unroll<vectors>([&](auto v) SEQMIX_INLINE_LAMBDA { sum[row][v] = fma(weight, value[v], sum[row][v]); });
+      });
     }
-    store(mixed + c, sum);
+    unroll<Rows>([&](auto row) SEQMIX_INLINE_LAMBDA {
+      unroll<vectors>([&](auto v) SEQMIX_INLINE_LAMBDA { store(place + row * sums_stride + v * W, sum[row][v]); });
+    });
+    column += vectors * W;
+  };
+  const Index width = values.channels();
+  for_halves<most_vectors>([&](auto vectors) SEQMIX_INLINE_LAMBDA {
+    while (column + vectors * W <= width) {
+      add_columns(vectors, [](const T* source) SEQMIX_INLINE_LAMBDA { return load(source); });
+    }
+  });
+  if (column < width) {
+    add_columns(std::integral_constant<Index, 1>{},
+                [&](const T* source) SEQMIX_INLINE_LAMBDA { return load_partial(source, width - column); });
   }
 }
 
-/// Attention of all rows of the query heads that share one head of keys and values. query, output: all heads,
-/// [rows, heads, ..]; the heads are first_head .. first_head + group - 1.
+/// What some keys give some rows: mixed [rows, stride] = sum of weights times values, weights as the softmax of each row
+/// says.
+template <class T>
+struct DecodeSums {
+  std::span<RowSoftmax<T>> softmax;
+  T* mixed = nullptr;
+  Index stride = 0;  // a multiple of the vector width
+
+  static DecodeSums take(Index rows, Index value_dim, Workspace& workspace) {
+    const Index stride = round_up(value_dim, lanes<T>);
+    return {workspace.take<RowSoftmax<T>>(rows), workspace.take<T>(rows * stride).data(), stride};
+  }
+
+  void clear() {
+    std::fill(softmax.begin(), softmax.end(), RowSoftmax<T>());
+    std::fill_n(mixed, std::ssize(softmax) * stride, T(0));
+  }
+
+  /// Adds what further keys give the same rows.
+  void add(const DecodeSums& more) {
+    for (std::size_t r = 0; r < softmax.size(); ++r) {
+      const auto [own, others] = softmax[r].add(more.softmax[r]);
+      for (Index c = Index(r) * stride; c < (Index(r) + 1) * stride; c += lanes<T>) {
+        store(mixed + c, fma(load(mixed + c), broadcast(own), load(more.mixed + c) * broadcast(others)));
+      }
+    }
+  }
+};
+
+/// Attention of all rows of the query heads that share one head of keys and values. query: all heads, [rows, heads,
+/// head_dim]; the heads are first_head .. first_head + group - 1. Row i of head first_head + g is row g * rows + i here.
 template <class T, class Mask, class Score>
 class DecodeKernel {
  public:
-  DecodeKernel(const Mask& mask, const Score& score, std::span<const KeyValueSegment<T>> segments, Index kv_head)
-      : mask_(mask), score_(score), segments_(segments), kv_head_(kv_head) {}
+  DecodeKernel(const Mask& mask, const Score& score, std::span<const KeyValueSegment<T>> segments, Index kv_head,
+               HeadSequence<const T> query, Index first_head, Index group)
+      : mask_(mask),
+        score_(score),
+        segments_(segments),
+        kv_head_(kv_head),
+        query_(query),
+        first_head_(first_head),
+        group_(group) {}
 
-  void run(HeadSequence<const T> query, Index first_head, Index group, ConstToken<T> sink, HeadSequence<T> output,
-           Workspace& workspace) {
+  /// Adds to `result` what the keys begin .. end - 1 give.
+  void run(IndexRange keys, DecodeSums<T>& result, Workspace& workspace) {
     const auto frame = workspace.frame();
-    const Index rows = query.length();
-    head_dim_ = query.head_dim();
-    value_dim_ = output.head_dim();
-    const Index padded_query = round_up(head_dim_, W), padded_value = round_up(value_dim_, W);
-    T* scaled = workspace.take<T>(group * rows * padded_query).data();
-    T* mixed = workspace.take<T>(group * rows * padded_value).data();
-    sums_ = workspace.take<T>(padded_value).data();
-    logits_ = workspace.take<T>(group * rows * decode_chunk).data();
-    RowSoftmax<T>* softmax = workspace.take<RowSoftmax<T>>(group * rows).data();
-    for (Index g = 0; g < group; ++g) {
-      const RowSoftmax<T> start =
-          sink.channels() > 0 ? RowSoftmax<T>(to_log2_domain(sink[first_head + g])) : RowSoftmax<T>();
-      for (Index i = 0; i < rows; ++i) {
-        load_scaled(query.row(i, first_head + g), score_.query_factor(), scaled + (g * rows + i) * padded_query,
-                    head_dim_, padded_query);
-        softmax[g * rows + i] = start;
-      }
+    const Index rows = query_.length(), head_dim = query_.head_dim(), padded_query = round_up(head_dim, W);
+    T* scaled = workspace.take<T>(group_ * rows * padded_query).data();
+    sums_ = workspace.take<T>(group_ * rows * result.stride).data();
+    logits_ = workspace.take<T>(group_ * rows * decode_chunk).data();
+    rescale_ = workspace.take<T>(group_ * rows).data();
+    for (Index r = 0; r < group_ * rows; ++r) {
+      load_scaled(query_.row(r % rows, first_head_ + r / rows), score_.query_factor(), scaled + r * padded_query,
+                  head_dim, padded_query);
     }
-    std::fill(mixed, mixed + group * rows * padded_value, T(0));
-
+    const IndexRange seen = seen_by_any().intersect(keys);
     Index base = 0;
     for (const auto& segment : segments_) {
-      const Sequence<const T> keys = segment.key.head(kv_head_), values = segment.value.head(kv_head_);
-      const IndexRange all = seen_by_any(first_head, group, rows).intersect({base, base + segment.length()});
-      for (Index begin = all.begin; begin < all.end; begin += decode_chunk) {
-        const IndexRange chunk{begin, std::min(begin + decode_chunk, all.end)};
-        multiply_chunk(scaled, padded_query, group * rows, keys.rows(chunk.begin - base, chunk.size()), logits_);
-        for (Index g = 0; g < group; ++g) {
-          const auto mask = mask_.head(first_head + g);
-          const auto score = score_.head(first_head + g);
-          for (Index i = 0; i < rows; ++i) {
-            const Index r = g * rows + i;
-            attend_chunk(mask, score, i, chunk, values.rows(chunk.begin - base, chunk.size()),
-                         logits_ + r * decode_chunk, softmax[r], mixed + r * padded_value);
-          }
-        }
+      const Sequence<const T> key = segment.key.head(kv_head_), value = segment.value.head(kv_head_);
+      const IndexRange here = seen.intersect({base, base + segment.length()});
+      for (Index begin = here.begin; begin < here.end; begin += decode_chunk) {
+        const IndexRange chunk{begin, std::min(begin + decode_chunk, here.end)};
+        multiply_chunk(scaled, padded_query, group_ * rows, key.rows(chunk.begin - base, chunk.size()), logits_);
+        attend_chunk(chunk, value.rows(chunk.begin - base, chunk.size()), result);
       }
       base += segment.length();
-    }
-    for (Index g = 0; g < group; ++g) {
-      for (Index i = 0; i < rows; ++i) {
-        const Index r = g * rows + i;
-        store_scaled(mixed + r * padded_value, softmax[r].inverse_sum(), output.row(i, first_head + g), value_dim_);
-      }
     }
   }
 
  private:
   static constexpr Index W = lanes<T>;
 
-  IndexRange seen_by_any(Index first_head, Index group, Index rows) const {
-    IndexRange any = mask_.head(first_head).range({0, rows});
-    for (Index g = 1; g < group; ++g) {
-      const IndexRange range = mask_.head(first_head + g).range({0, rows});
+  IndexRange seen_by_any() const {
+    const IndexRange rows{0, query_.length()};
+    IndexRange any = mask_.head(first_head_).range(rows);
+    for (Index g = 1; g < group_; ++g) {
+      const IndexRange range = mask_.head(first_head_ + g).range(rows);
       any = {std::min(any.begin, range.begin), std::max(any.end, range.end)};
     }
     return any;
   }
 
+  void attend_chunk(IndexRange chunk, Sequence<const T> values, DecodeSums<T>& result) {
+    const Index rows = query_.length(), all_rows = group_ * rows;
+    bool avoids = excludes_any(chunk);
+    for (Index r = 0; r < all_rows; ++r) {
+      avoids |= weigh(mask_.head(first_head_ + r / rows), score_.head(first_head_ + r / rows), r, chunk, result);
+    }
+    std::fill_n(sums_, all_rows * result.stride, T(0));
+    if (!avoids) {
+      for (Index r = 0; r < all_rows; r += most_value_rows) {
+        with_rows<most_value_rows>(std::min(most_value_rows, all_rows - r), [&](auto count) {
+          add_values<count>(logits_ + r * decode_chunk, values, sums_ + r * result.stride, result.stride);
+        });
+      }
+    } else {
+      for (Index r = 0; r < all_rows; ++r) {
+        add_seen_values(mask_.head(first_head_ + r / rows), r, chunk, values, sums_ + r * result.stride);
+      }
+    }
+    for (Index r = 0; r < all_rows; ++r) {
+      const Batch<T> rescale = broadcast(rescale_[r]);
+      for (Index c = r * result.stride; c < (r + 1) * result.stride; c += W) {
+        store(result.mixed + c, fma(load(result.mixed + c), rescale, load(sums_ + c)));
+      }
+    }
+  }
+
+  /// Turns the logits of row r into weights and sets its rescale_. Returns whether the mask hides some key of the chunk.
   template <class HeadMask, class HeadScore>
-  void attend_chunk(const HeadMask& mask, const HeadScore& score, Index row, IndexRange chunk, Sequence<const T> values,
-                    T* logits, RowSoftmax<T>& softmax, T* mixed) {
+  bool weigh(const HeadMask& mask, const HeadScore& score, Index r, IndexRange chunk, DecodeSums<T>& result) {
+    const Index row = r % query_.length(), count = chunk.size(), padded = round_up(count, 2 * W);
     const Coverage coverage = mask.cover({row, row + 1}, chunk);
-    if (coverage == Coverage::none) return;
-    const Index count = chunk.size(), padded = round_up(count, 2 * W);
     const auto logit = score.row(row);
     const Batch<T> outside = broadcast(minus_infinity<T>);
+    T* logits = logits_ + r * decode_chunk;
     Batch<T> maximum = outside;
-    bool all = true;  // no key of the chunk has to be avoided
     for (Index j = 0; j < padded; j += W) {
       Batch<T> value = outside;
-      if (j < count) {
+      if (j < count && coverage != Coverage::none) {
         value = logit(load(logits + j), chunk.begin + j);
         if (count - j < W) value = select(lane_index<T>() < broadcast(static_cast<T>(count - j)), value, outside);
         if (coverage == Coverage::partial) {
@@ -217,32 +271,32 @@ class DecodeKernel {
             value = select(mask.template keep<T>(row, keys.begin), value, outside);
           }
         }
-        all &= coverage == Coverage::full;
       }
       store(logits + j, value);
       maximum = max_propagating(value, maximum);
     }
-    const T rescale = softmax.weigh(logits, padded, reduce_max(maximum));
-    std::fill(sums_, sums_ + round_up(value_dim_, W), T(0));
+    rescale_[r] = result.softmax[std::size_t(r)].weigh(logits, padded, reduce_max(maximum));
+    return coverage != Coverage::full;
+  }
+
+  /// Adds the values of the keys that row r sees, run by run: weight 0 times an infinite or NaN value would be NaN.
+  template <class HeadMask>
+  void add_seen_values(const HeadMask& mask, Index r, IndexRange chunk, Sequence<const T> values, T* sums) {
+    const Index row = r % query_.length(), count = chunk.size();
+    const Coverage coverage = mask.cover({row, row + 1}, chunk);
+    if (coverage == Coverage::none) return;
     const auto seen = [&](Index j) {
-      return (all || mask.template keep<T>(row, chunk.begin + j).get(0)) && !score_.excludes(chunk.begin + j);
+      return (coverage == Coverage::full || mask.template keep<T>(row, chunk.begin + j).get(0)) &&
+             !score_.excludes(chunk.begin + j);
     };
-    if (all && !excludes_any(chunk)) {
-      add_value_rows(logits, values.data(), values.stride(), count, value_dim_, sums_);
-    } else {
-      // Run by run of keys that the row sees: weight 0 times an infinite or NaN value would be NaN.
-      for (Index begin = 0; begin < count;) {
-        Index end = begin;
-        while (end < count && seen(end)) ++end;
-        if (end > begin) {
-          add_value_rows(logits + begin, values.row(begin), values.stride(), end - begin, value_dim_, sums_);
-        }
-        begin = end;
-        while (begin < count && !seen(begin)) ++begin;
+    for (Index begin = 0; begin < count;) {
+      Index end = begin;
+      while (end < count && seen(end)) ++end;
+      if (end > begin) {
+        add_values<1>(logits_ + r * decode_chunk + begin, values.rows(begin, end - begin), sums, 0);
       }
-    }
-    for (Index c = 0; c < value_dim_; c += W) {
-      store(mixed + c, fma(load(mixed + c), broadcast(rescale), load(sums_ + c)));
+      begin = end;
+      while (begin < count && !seen(begin)) ++begin;
     }
   }
 
@@ -258,9 +312,11 @@ class DecodeKernel {
   const Score& score_;
   std::span<const KeyValueSegment<T>> segments_;
   Index kv_head_;
-  Index head_dim_ = 0, value_dim_ = 0;
-  T* logits_ = nullptr;  // [group * rows][decode_chunk]
-  T* sums_ = nullptr;    // [value_dim]: of one row and chunk
+  HeadSequence<const T> query_;
+  Index first_head_, group_;
+  T* logits_ = nullptr;   // [group * rows][decode_chunk]
+  T* sums_ = nullptr;     // [group * rows][stride]: of one chunk
+  T* rescale_ = nullptr;  // [group * rows]
 };
 
 }  // namespace detail

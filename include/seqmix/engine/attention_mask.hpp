@@ -9,6 +9,12 @@
 //   Coverage cover(IndexRange rows, IndexRange keys) const    of a non-empty tile; `partial` is always a legal answer
 //   BatchMask<T> keep<T>(Index row, Index key) const          whether `row` sees the keys key .. key + lanes - 1; what it
 //                                                             says of keys beyond the last doesn't matter
+//
+// and may have:
+//
+//   Index next_pattern(Index row) const                       the first row after `row` from which on other keys are kept,
+//                                                             apart from bounds that move on with every row: strips of
+//                                                             rows that are worked on together are cut there
 #pragma once
 
 #include <algorithm>
@@ -112,13 +118,20 @@ struct BlockMask {
   template <class T>
   BatchMask<T> keep(Index row, Index key) const {
     const std::uint8_t* block = blocks.row(row / block_rows);
+    Index column = key / block_columns, left = (column + 1) * block_columns - key;  // lanes until the next column
+    if (left >= lanes<T>) return broadcast(static_cast<T>(block[column])) != broadcast(T(0));
     T kept[static_cast<std::size_t>(lanes<T>)];
-    for (Index lane = 0; lane < lanes<T>; ++lane) {
-      const Index column = std::min((key + lane) / block_columns, blocks.channels() - 1);
-      kept[lane] = static_cast<T>(block[column] != 0);
+    for (Index lane = 0; lane < lanes<T>; ++lane, --left) {
+      if (left == 0) {
+        column = std::min(column + 1, blocks.channels() - 1);
+        left = block_columns;
+      }
+      kept[lane] = static_cast<T>(block[column]);
     }
     return load(kept) != broadcast(T(0));
   }
+
+  Index next_pattern(Index row) const { return (row / block_rows + 1) * block_rows; }
 };
 
 /// Keeps the keys that aren't padding, for every row alike.
@@ -160,6 +173,10 @@ class PaddingMask {
   std::span<const Index> count_before_;
 };
 
+/// Whether a mask says from which row on it keeps other keys.
+template <class M>
+inline constexpr bool has_patterns = requires(const M& mask, Index row) { mask.next_pattern(row); };
+
 /// Keeps what both masks keep.
 template <class First, class Second>
 struct BothMasks {
@@ -184,6 +201,18 @@ struct BothMasks {
   template <class T>
   SEQMIX_ALWAYS_INLINE BatchMask<T> keep(Index row, Index key) const {
     return first.template keep<T>(row, key) & second.template keep<T>(row, key);
+  }
+
+  constexpr Index next_pattern(Index row) const
+    requires(has_patterns<First> || has_patterns<Second>)
+  {
+    if constexpr (!has_patterns<Second>) {
+      return first.next_pattern(row);
+    } else if constexpr (!has_patterns<First>) {
+      return second.next_pattern(row);
+    } else {
+      return std::min(first.next_pattern(row), second.next_pattern(row));
+    }
   }
 };
 

@@ -1,9 +1,11 @@
 // Keys and values as the attention engine reads them: segments of rows, and the panels that they are packed into.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <seqmix/core/view.hpp>
 #include <seqmix/core/workspace.hpp>
+#include <seqmix/engine/attention_mask.hpp>
 #include <seqmix/simd/batch.hpp>
 #include <seqmix/simd/microkernel.hpp>
 #include <span>
@@ -38,6 +40,37 @@ SEQMIX_ALWAYS_INLINE void prefetch_row(const T* row, Index width) {
   for (Index i = 0; i < width; i += Index(memory_alignment / sizeof(T))) prefetch_read(row + i);
 }
 
+/// row[begin .. end), at most a vector, and zeros in the other lanes; only zeros where there is no row.
+template <class T>
+SEQMIX_ALWAYS_INLINE Batch<T> load_columns(const T* row, Index begin, Index end) {
+  if (row == nullptr || begin >= end) return broadcast(T(0));
+  return end - begin >= lanes<T> ? load(row + begin) : load_partial(row + begin, end - begin);
+}
+
+/// transposed[d * stride + i] = factor * rows[i][d] for i < lanes and d < width; null pointers stand for rows of zeros.
+template <class T>
+void transpose_rows(const T* const* rows, Index width, T factor, T* transposed, Index stride) {
+  constexpr Index W = lanes<T>;
+  const bool all = std::find(rows, rows + W, nullptr) == rows + W;
+  for (Index d = 0; d < width; d += W) {
+    const bool whole = d + W <= width;
+    Batch<T> tile[std::size_t(W)];
+    if (all && whole) {
+      unroll<W>([&](auto i) SEQMIX_INLINE_LAMBDA { tile[i] = load(rows[i] + d); });
+    } else {
+      unroll<W>([&](auto i) SEQMIX_INLINE_LAMBDA { tile[i] = load_columns(rows[i], d, width); });
+    }
+    unroll<W>([&](auto i) SEQMIX_INLINE_LAMBDA { tile[i] = tile[i] * broadcast(factor); });
+    transpose(tile);
+    T* place = transposed + d * stride;
+    if (whole) {
+      unroll<W>([&](auto i) SEQMIX_INLINE_LAMBDA { store(place + i * stride, tile[i]); });
+    } else {
+      for (Index i = 0; i < width - d; ++i) store(place + i * stride, tile[i]);
+    }
+  }
+}
+
 /// One head's keys and values in the order in which register tiles read them, P = panel_width:
 ///   keys       [panels][head_dim][P]: panel p holds keys p * P .., transposed
 ///   values     [value_dim / P][panels * P][P]
@@ -69,98 +102,17 @@ struct PackedHead {
     return head;
   }
 
-  /// Packs the panels begin .. end - 1 of one head. The values of excluded keys are taken as zeros; `excluded` has a
-  /// number for each key, non-zero where it is, or is null.
-  void pack(std::span<const KeyValueSegment<T>> segments, Index kv_head, const std::uint8_t* excluded, Index begin,
-            Index end) {
-    Rows rows(segments, kv_head, length), ahead = rows;
-    ahead.seek(begin * P);
-    rows.seek(begin * P);
-    for (Index j = begin * P; j < (begin + prefetch_panels) * P; ++j) ahead.prefetch_next();
-    for (Index panel = begin; panel < end; ++panel) {
-      const T* key_rows[std::size_t(P)];
-      const T* value_rows[std::size_t(P)];
-      for (Index lane = 0; lane < P; ++lane) {
-        ahead.prefetch_next();
-        const Index j = panel * P + lane;
-        const auto row = rows.next();
-        key_rows[lane] = row.key;
-        value_rows[lane] = j < length && excluded != nullptr && excluded[j] != 0 ? nullptr : row.value;
-      }
-      pack_keys(key_rows, keys + panel * head_dim * P);
-      nonfinite[panel] = pack_values(value_rows, panel);
-    }
+  /// Packs one panel of keys and values, null pointers standing for zeros.
+  void pack(Index panel, const T* const (&key_rows)[std::size_t(P)], const T* const (&value_rows)[std::size_t(P)]) {
+    pack_keys(key_rows, keys + panel * head_dim * P);
+    nonfinite[panel] = pack_values(value_rows, panel);
   }
 
  private:
   static constexpr Index W = lanes<T>;
-  static constexpr Index prefetch_panels = 2;
-
-  /// Walks over the rows of all segments; null pointers follow the last.
-  class Rows {
-   public:
-    struct Row {
-      const T* key = nullptr;
-      const T* value = nullptr;
-    };
-
-    Rows(std::span<const KeyValueSegment<T>> segments, Index kv_head, Index length)
-        : segments_(segments), kv_head_(kv_head), left_(length) {}
-
-    void seek(Index j) {
-      left_ -= j;
-      if (left_ <= 0) return;
-      row_ = j;
-      while (row_ >= segments_[segment_].length()) row_ -= segments_[segment_++].length();
-    }
-
-    Row next() {
-      if (left_ <= 0) return {};
-      --left_;
-      while (row_ == segments_[segment_].length()) {
-        row_ = 0;
-        ++segment_;
-      }
-      const auto& segment = segments_[segment_];
-      const Row result{segment.key.row(row_, kv_head_), segment.value.row(row_, kv_head_)};
-      ++row_;
-      return result;
-    }
-
-    void prefetch_next() {
-      const Row row = next();
-      if (row.key == nullptr) return;
-      prefetch_row(row.key, segments_[segment_].key.head_dim());
-      prefetch_row(row.value, segments_[segment_].value.head_dim());
-    }
-
-   private:
-    std::span<const KeyValueSegment<T>> segments_;
-    Index kv_head_ = 0;
-    Index left_ = 0;
-    std::size_t segment_ = 0;
-    Index row_ = 0;  // in the segment
-  };
-
-  static SEQMIX_ALWAYS_INLINE Batch<T> load_columns(const T* row, Index begin, Index end) {
-    if (row == nullptr || begin >= end) return broadcast(T(0));
-    return end - begin >= W ? load(row + begin) : load_partial(row + begin, end - begin);
-  }
 
   void pack_keys(const T* const (&rows)[std::size_t(P)], T* panel) const {
-    for (Index group = 0; group < P; group += W) {
-      for (Index d = 0; d < head_dim; d += W) {
-        Batch<T> tile[std::size_t(W)];
-        unroll<W>([&](auto lane) SEQMIX_INLINE_LAMBDA { tile[lane] = load_columns(rows[group + lane], d, head_dim); });
-        transpose(tile);
-        T* place = panel + d * P + group;
-        if (d + W <= head_dim) {
-          unroll<W>([&](auto i) SEQMIX_INLINE_LAMBDA { store(place + i * P, tile[i]); });
-        } else {
-          for (Index i = 0; i < head_dim - d; ++i) store(place + i * P, tile[i]);
-        }
-      }
-    }
+    for (Index group = 0; group < P; group += W) transpose_rows(rows + group, head_dim, T(1), panel + group, P);
   }
 
   bool pack_values(const T* const (&rows)[std::size_t(P)], Index panel) const {
@@ -178,6 +130,69 @@ struct PackedHead {
     return reduce_add(poison) != T(0);
   }
 };
+
+/// Walks over the tokens of all segments.
+template <class T>
+class TokenWalk {
+ public:
+  TokenWalk(std::span<const KeyValueSegment<T>> segments, Index begin) : segments_(segments), row_(begin) { settle(); }
+
+  /// Whether there is a token here; there is none after the last.
+  bool here() const { return segment_ < segments_.size(); }
+
+  const T* key(Index head) const { return segments_[segment_].key.row(row_, head); }
+  const T* value(Index head) const { return segments_[segment_].value.row(row_, head); }
+
+  void prefetch(IndexRange heads) const {
+    const auto& segment = segments_[segment_];
+    for (Index h = heads.begin; h < heads.end; ++h) {
+      prefetch_row(key(h), segment.key.head_dim());
+      prefetch_row(value(h), segment.value.head_dim());
+    }
+  }
+
+  void next() {
+    ++row_;
+    settle();
+  }
+
+ private:
+  void settle() {
+    while (here() && row_ >= segments_[segment_].length()) row_ -= segments_[segment_++].length();
+  }
+
+  std::span<const KeyValueSegment<T>> segments_;
+  std::size_t segment_ = 0;
+  Index row_ = 0;  // in the segment
+};
+
+/// Packs the panels `panels` of the heads first_head .. into `packed`: all heads of some tokens, whose rows are often side
+/// by side, before the next tokens. The values of excluded keys are taken as zeros; `excluded` has a number for each key,
+/// non-zero where it is, or is null.
+template <class T>
+void pack_panels(std::span<const KeyValueSegment<T>> segments, Index first_head, const std::uint8_t* excluded,
+                 IndexRange panels, std::span<PackedHead<T>> packed) {
+  constexpr Index P = panel_width<T>;
+  const IndexRange heads{first_head, first_head + std::ssize(packed)};
+  TokenWalk<T> ahead(segments, panels.begin * P);
+  const auto prefetch_panel = [&] {
+    for (Index lane = 0; lane < P && ahead.here(); ++lane, ahead.next()) ahead.prefetch(heads);
+  };
+  prefetch_panel();
+  for (Index panel = panels.begin; panel < panels.end; ++panel) {
+    prefetch_panel();
+    for (Index h = heads.begin; h < heads.end; ++h) {
+      const T* key_rows[std::size_t(P)] = {};
+      const T* value_rows[std::size_t(P)] = {};
+      TokenWalk<T> tokens(segments, panel * P);
+      for (Index lane = 0; lane < P && tokens.here(); ++lane, tokens.next()) {
+        key_rows[lane] = tokens.key(h);
+        if (excluded == nullptr || excluded[panel * P + lane] == 0) value_rows[lane] = tokens.value(h);
+      }
+      packed[std::size_t(h - first_head)].pack(panel, key_rows, value_rows);
+    }
+  }
+}
 
 }  // namespace detail
 

@@ -1,8 +1,8 @@
 // Many rows of queries against packed keys: the tiled kernel of the attention engine.
 //
-// Strips of 6 query rows meet tiles of keys that stay in the second-level cache. In a strip, a register tile gives the
-// logits of 6 rows and one panel of keys, the maximum taken as they are stored; one pass turns them into weights; a
-// register tile multiplies these with the values. Online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et
+// Strips of query rows, as many as the tallest register tile has, meet tiles of keys that stay in the second-level cache.
+// In a strip, a register tile gives the logits of its rows and one panel of keys, the maximum taken as they are stored;
+// one pass turns them into weights; a register tile multiplies these with the values. Online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et
 // al. 2022, arXiv:2205.14135), with a maximum that moves only when it grows by more than 8 binary orders, so that most
 // tiles need no rescaling. Tiles lie on a fixed grid: what a row computes depends on nothing but its number.
 #pragma once
@@ -18,6 +18,7 @@
 #include <seqmix/simd/math.hpp>
 #include <seqmix/simd/microkernel.hpp>
 #include <span>
+#include <utility>
 
 namespace seqmix::inline SEQMIX_ARCH {
 
@@ -63,6 +64,15 @@ struct RowSoftmax {
     return rescale;
   }
 
+  /// Adds the weights of further keys. Returns the factors for everything that was accumulated here and there.
+  std::pair<T, T> add(const RowSoftmax& more) {
+    const T highest = std::max(maximum, more.maximum);
+    const T own = exp2_softmax(maximum - highest), others = exp2_softmax(more.maximum - highest);
+    maximum = highest;
+    sum = sum * static_cast<double>(own) + more.sum * static_cast<double>(others);
+    return {own, others};
+  }
+
   /// 1 / sum, or 0 for a row without keys.
   T inverse_sum() const { return sum == 0 ? T(0) : static_cast<T>(1 / sum); }
 };
@@ -74,13 +84,6 @@ void store_scaled(const T* mixed, T factor, T* output, Index width) {
   Index c = 0;
   for (; c + W <= width; c += W) store(output + c, load(mixed + c) * broadcast(factor));
   if (c < width) store_partial(output + c, load(mixed + c) * broadcast(factor), width - c);
-}
-
-/// scaled[0 .. width) = factor * row; zeros follow up to `padded`.
-template <class T>
-void load_scaled(const T* row, T factor, T* scaled, Index width, Index padded) {
-  for (Index d = 0; d < width; ++d) scaled[d] = row[d] * factor;
-  std::fill(scaled + width, scaled + padded, T(0));
 }
 
 /// Asks for the cache lines of a row that will be written.
@@ -95,53 +98,86 @@ struct PanelRun {
   Index count = 0;
 };
 
-/// Logits of a strip and `count` panels of keys: logits[r * stride + ..] = <query r, keys>; with_maximum also takes
-/// their maxima into maximum [tile_rows]. Not inlined, so that constants of the caller don't occupy the registers of the
-/// tile; the maxima are kept in a local array, which the stores of logits can't alias.
-template <bool with_maximum, class T>
+/// Rows of a whole strip, and the unit in which the register tiles of shorter ones grow.
+inline constexpr Index strip_rows = tall_tile_rows;
+inline constexpr Index strip_unit = strip_rows / 3;
+
+/// Numbers from one channel of the queries of a strip to the next.
+template <class T>
+inline constexpr Index query_stride = round_up(strip_rows, lanes<T>);
+
+/// Calls f(std::integral_constant<Index, N>{}), N the least multiple of strip_unit that is not less than `rows`.
+template <class F>
+SEQMIX_ALWAYS_INLINE void with_strip_rows(Index rows, F&& f) {
+  with_rows<3>((rows + strip_unit - 1) / strip_unit,
+               [&](auto units) SEQMIX_INLINE_LAMBDA { f(std::integral_constant<Index, units * strip_unit>{}); });
+}
+
+/// Keys of a tile: with their values they fill half of a second-level cache of 512 KB, and the logits of a strip a
+/// good part of the first-level cache.
+inline constexpr Index most_tile_keys = 512;
+template <class T>
+constexpr Index tile_keys(Index head_dim, Index value_dim) {
+  constexpr Index P = panel_width<T>, half_cache = 256 * 1024;
+  const Index key_bytes = std::max<Index>(1, head_dim + value_dim) * Index(sizeof(T));
+  return std::clamp<Index>(half_cache / key_bytes, 64, most_tile_keys) / P * P;
+}
+
+/// Numbers from one row of logits to the next: a constant, so that a tile needs one address for all rows, and no power of
+/// two.
+template <class T>
+inline constexpr Index logit_stride = most_tile_keys + lanes<T>;
+
+/// Logits of a strip and `count` panels of keys: logits[r * logit_stride + ..] = <query r, keys>, query [head_dim,
+/// query_stride]; with_maximum also takes their maxima into maximum [Rows]. Not inlined, so that constants of the caller
+/// don't occupy the registers of the tile; the maxima are kept in a local array, which the stores of logits can't alias.
+template <Index Rows, bool with_maximum, class T>
 [[gnu::noinline]] void multiply_keys(const T* query, Index head_dim, const T* panel, Index count, T* logits,
-                                     Index stride, Batch<T>* maximum) {
-  Batch<T> highest[static_cast<std::size_t>(tile_rows)];
-  if constexpr (with_maximum) std::copy_n(maximum, tile_rows, highest);
+                                     Batch<T>* maximum) {
+  Batch<T> highest[static_cast<std::size_t>(Rows)];
+  if constexpr (with_maximum) std::copy_n(maximum, Rows, highest);
   for (Index i = 0; i < count; ++i) {
-    multiply_tile<tile_rows, tile_vectors>(
-        query, head_dim, 1, panel, panel_width<T>, 0, head_dim,
+    multiply_tile<Rows, tile_vectors>(
+        query, 1, query_stride<T>, panel, panel_width<T>, 0, head_dim,
         [](auto, auto) SEQMIX_INLINE_LAMBDA { return broadcast(T(0)); },
         [&](auto row, auto vector, Batch<T> sum) SEQMIX_INLINE_LAMBDA {
-          store(logits + row * stride + vector * lanes<T>, sum);
+          store(logits + row * logit_stride<T> + vector * lanes<T>, sum);
           if constexpr (with_maximum) highest[row] = max_propagating(sum, highest[row]);
         });
     panel += head_dim * panel_width<T>;
     logits += panel_width<T>;
   }
-  if constexpr (with_maximum) std::copy_n(highest, tile_rows, maximum);
+  if constexpr (with_maximum) std::copy_n(highest, Rows, maximum);
 }
 
 /// mixed = rescale * mixed + weights * values for a strip and one panel of value columns. The sum of a tile is formed
-/// apart and then added: in one long sum, rounding errors would grow with the number of keys.
-template <class T>
-void multiply_values(const T* weights, Index stride, const PackedHead<T>& packed, Index column_panel,
-                     std::span<const PanelRun> runs, const T* rescale, T* mixed, Index mixed_stride) {
-  constexpr Index P = panel_width<T>, W = lanes<T>;
+/// apart and then added: in one long sum, rounding errors would grow with the number of keys. Only the first `keys` keys
+/// of the last run are looked at: the strip sees none beyond.
+template <Index Rows, class T>
+[[gnu::noinline]] void multiply_values(const T* weights, const PackedHead<T>& packed, Index column_panel,
+                                       std::span<const PanelRun> runs, Index keys, const T* rescale, T* mixed,
+                                       Index mixed_stride) {
+  constexpr Index P = panel_width<T>, W = lanes<T>, stride = logit_stride<T>;
   const auto add_to_mixed = [&](auto row, auto vector, Batch<T> sum) SEQMIX_INLINE_LAMBDA {
     T* place = mixed + row * mixed_stride + vector * W;
     store(place, fma(load(place), broadcast(rescale[row]), sum));
   };
   if (runs.size() == 1) {
-    multiply_tile<tile_rows, tile_vectors>(
-        weights, stride, 1, packed.value_panel(column_panel, runs[0].first), P, 0, runs[0].count * P,
+    multiply_tile<Rows, tile_vectors>(
+        weights, stride, 1, packed.value_panel(column_panel, runs[0].first), P, 0, keys,
         [](auto, auto) SEQMIX_INLINE_LAMBDA { return broadcast(T(0)); }, add_to_mixed);
     return;
   }
-  T sums[static_cast<std::size_t>(tile_rows * P)] = {};
+  T sums[static_cast<std::size_t>(Rows * P)] = {};
   for (const PanelRun& run : runs) {
-    multiply_tile<tile_rows, tile_vectors>(
-        weights, stride, 1, packed.value_panel(column_panel, run.first), P, 0, run.count * P,
+    multiply_tile<Rows, tile_vectors>(
+        weights, stride, 1, packed.value_panel(column_panel, run.first), P, 0,
+        &run == &runs.back() ? keys : run.count * P,
         [&](auto row, auto vector) SEQMIX_INLINE_LAMBDA { return load(sums + row * P + vector * W); },
         [&](auto row, auto vector, Batch<T> sum) SEQMIX_INLINE_LAMBDA { store(sums + row * P + vector * W, sum); });
     weights += run.count * P;
   }
-  unroll<tile_rows>([&](auto row) SEQMIX_INLINE_LAMBDA {
+  unroll<Rows>([&](auto row) SEQMIX_INLINE_LAMBDA {
     unroll<tile_vectors>([&](auto vector)
                              SEQMIX_INLINE_LAMBDA { add_to_mixed(row, vector, load(sums + row * P + vector * W)); });
   });
@@ -170,13 +206,14 @@ void multiply_seen_values(const HeadMask& mask, Index row, const T* weights, con
   }
 }
 
-/// Keys of a tile: with their values they fill half of a second-level cache of 512 KB, and the logits of a strip a
-/// good part of the first-level cache.
-template <class T>
-constexpr Index tile_keys(Index head_dim, Index value_dim) {
-  constexpr Index P = panel_width<T>, half_cache = 256 * 1024;
-  const Index key_bytes = std::max<Index>(1, head_dim + value_dim) * Index(sizeof(T));
-  return std::clamp<Index>(half_cache / key_bytes, 64, 512) / P * P;
+/// The first row after `row` from which on the mask keeps other keys, where it says so.
+template <class HeadMask>
+Index next_pattern(const HeadMask& mask, Index row) {
+  if constexpr (has_patterns<HeadMask>) {
+    return mask.next_pattern(row);
+  } else {
+    return std::numeric_limits<Index>::max();
+  }
 }
 
 /// Attention of rows of one query head against that head's packed keys and values.
@@ -191,67 +228,108 @@ class TileKernel {
   void run(Sequence<const T> query, T query_factor, IndexRange rows, RowSoftmax<T> start, Sequence<T> output,
            Workspace& workspace) {
     const auto frame = workspace.frame();
-    const Index head_dim = packed_.head_dim, padded_rows = round_up(rows.size(), R);
+    const std::span<const Strip> strips = cut(rows, workspace);
+    const Index head_dim = packed_.head_dim, padded_rows = std::ssize(strips) * R;
     mixed_stride_ = packed_.value_panels() * P;
-    tile_ = tile_keys<T>(packed_.head_dim, packed_.value_dim);
-    stride_ = tile_ + lanes<T>;  // not a power of two
-    T* scaled = workspace.take<T>(padded_rows * head_dim).data();
+    const Index tile_size = tile_keys<T>(packed_.head_dim, packed_.value_dim);
+    T* scaled = workspace.take<T>(std::ssize(strips) * head_dim * query_stride<T>).data();
     T* mixed = workspace.take<T>(padded_rows * mixed_stride_).data();
     RowSoftmax<T>* softmax = workspace.take<RowSoftmax<T>>(padded_rows).data();
-    logits_ = workspace.take<T>(R * stride_).data();
-    runs_ = workspace.take<PanelRun>(tile_ / P);
-    partial_ = workspace.take<std::uint8_t>(tile_ / P);
-    std::fill(scaled + rows.size() * head_dim, scaled + padded_rows * head_dim, T(0));
+    logits_ = workspace.take<T>(R * logit_stride<T>).data();
+    runs_ = workspace.take<PanelRun>(tile_size / P);
+    coverage_ = workspace.take<Coverage>(tile_size / P);
+    partial_ = workspace.take<std::uint8_t>(tile_size / P);
     std::fill(mixed, mixed + padded_rows * mixed_stride_, T(0));
     std::fill(softmax, softmax + padded_rows, start);
 
     // Queries are read, and outputs asked for, between the products: nothing waits for memory.
-    const auto prefetch_queries = [&](Index begin) {
-      for (Index r = begin; r < std::min(begin + R, rows.size()); ++r) prefetch_row(query.row(r), head_dim);
+    const auto prefetch_queries = [&](IndexRange strip) {
+      for (Index r = strip.begin; r < strip.end; ++r) prefetch_row(query.row(r - rows.begin), head_dim);
     };
-    prefetch_queries(0);
+    prefetch_queries(strips.front().rows);
     bool first = true;
     const IndexRange range = mask_.range(rows).intersect({0, packed_.length});
-    for (Index tile = range.begin / tile_ * tile_; tile < range.end; tile += tile_) {
+    for (Index tile = range.begin / tile_size * tile_size; tile < range.end; tile += tile_size) {
       // Whole panels: what they hold beyond the range the mask refuses, and beyond the keys this kernel does.
-      const IndexRange panels{std::max(tile, range.begin) / P, (std::min(tile + tile_, range.end) + P - 1) / P};
-      const Coverage coverage = mask_.cover(rows, keys_of(panels));
-      if (coverage == Coverage::none) continue;
-      const bool last = tile + tile_ >= range.end;
-      for (Index begin = 0; begin < rows.size(); begin += R) {
-        const Index end = std::min(begin + R, rows.size());
+      const IndexRange panels{std::max(tile, range.begin) / P, (std::min(tile + tile_size, range.end) + P - 1) / P};
+      if (mask_.cover(rows, keys_of(panels)) == Coverage::none) continue;
+      const bool last = tile + tile_size >= range.end;
+      for (std::size_t s = 0; s < strips.size(); ++s) {
+        const IndexRange strip = strips[s].rows;
+        T* strip_query = scaled + Index(s) * head_dim * query_stride<T>;
         if (first) {
-          prefetch_queries(begin + R);
-          for (Index r = begin; r < end; ++r) {
-            load_scaled(query.row(r), query_factor, scaled + r * head_dim, head_dim, head_dim);
-          }
+          if (s + 1 < strips.size()) prefetch_queries(strips[s + 1].rows);
+          scale_queries(query.rows(strip.begin - rows.begin, strip.size()), query_factor, strip_query);
         }
         if (last) {
-          for (Index r = begin; r < end; ++r) prefetch_row_to_write(output.row(r), packed_.value_dim);
+          for (Index r = strip.begin; r < strip.end; ++r) {
+            prefetch_row_to_write(output.row(r - rows.begin), packed_.value_dim);
+          }
         }
-        attend_strip({rows.begin + begin, rows.begin + end}, panels, coverage, scaled + begin * head_dim,
-                     softmax + begin, mixed + begin * mixed_stride_);
+        if (strips[s].alike_end > strip.begin) cover_panels({strip.begin, strips[s].alike_end}, panels);
+        attend_strip(strip, panels, strip_query, softmax + Index(s) * R, mixed + Index(s) * R * mixed_stride_);
       }
       first = false;
     }
-    for (Index r = 0; r < rows.size(); ++r) {
-      store_scaled(mixed + r * mixed_stride_, softmax[r].inverse_sum(), output.row(r), packed_.value_dim);
+    for (std::size_t s = 0; s < strips.size(); ++s) {
+      for (Index r = strips[s].rows.begin; r < strips[s].rows.end; ++r) {
+        const Index place = Index(s) * R + r - strips[s].rows.begin;
+        store_scaled(mixed + place * mixed_stride_, softmax[place].inverse_sum(), output.row(r - rows.begin),
+                     packed_.value_dim);
+      }
     }
   }
 
  private:
-  static constexpr Index R = tile_rows, P = panel_width<T>, W = lanes<T>;
+  static constexpr Index R = strip_rows, P = panel_width<T>, W = lanes<T>;
+
+  /// Some rows that are worked on together, at most R. With the first of the rows that the mask treats alike comes their
+  /// end, with the others 0.
+  struct Strip {
+    IndexRange rows;
+    Index alike_end = 0;
+  };
 
   IndexRange keys_of(IndexRange panels) const { return {panels.begin * P, std::min(panels.end * P, packed_.length)}; }
 
+  /// Cuts the rows into strips, if possible where the mask begins to keep other keys: a strip computes whatever one of
+  /// its rows needs. Where there are too few rows alike to fill a register tile, the strips are whole.
+  std::span<const Strip> cut(IndexRange rows, Workspace& workspace) {
+    const std::span<Strip> strips = workspace.take<Strip>(rows.size() / strip_unit + 1);
+    std::size_t count = 0;
+    for (Index begin = rows.begin; begin < rows.end;) {
+      const Index next = next_pattern(mask_, begin);
+      const Index end = std::min(next - begin < strip_unit ? begin + R : next, rows.end);
+      for (Index strip = begin; strip < end; strip += R) {
+        strips[count++] = {{strip, std::min(strip + R, end)}, strip == begin ? end : 0};
+      }
+      begin = end;
+    }
+    return strips.first(count);
+  }
+
+  /// scaled [head_dim, query_stride] = factor * query [rows, head_dim], and zeros for the rows beyond.
+  void scale_queries(Sequence<const T> query, T factor, T* scaled) const {
+    const T* rows[std::size_t(query_stride<T>)] = {};
+    for (Index r = 0; r < query.length(); ++r) rows[r] = query.row(r);
+    for (Index group = 0; group < query_stride<T>; group += W) {
+      transpose_rows(rows + group, packed_.head_dim, factor, scaled + group, query_stride<T>);
+    }
+  }
+
+  /// Sets coverage_ for rows that the mask treats alike, but for bounds that depend on the row.
+  void cover_panels(IndexRange rows, IndexRange panels) {
+    for (Index panel = panels.begin; panel < panels.end; ++panel) {
+      coverage_[static_cast<std::size_t>(panel - panels.begin)] = mask_.cover(rows, keys_of({panel, panel + 1}));
+    }
+  }
+
   /// Lists the panels that the strip sees, sets how many they are and whether single rows must avoid non-finite values.
-  void list_panels(IndexRange strip, IndexRange panels, Coverage coverage) {
+  void list_panels(IndexRange strip, IndexRange panels) {
     slots_ = run_count_ = 0;
     avoid_ = false;
-    if (coverage == Coverage::partial) coverage = mask_.cover(strip, keys_of(panels));
-    if (coverage == Coverage::none) return;
     for (Index panel = panels.begin; panel < panels.end; ++panel) {
-      Coverage here = coverage;
+      Coverage here = coverage_[static_cast<std::size_t>(panel - panels.begin)];
       if (here == Coverage::partial) here = mask_.cover(strip, keys_of({panel, panel + 1}));
       if (here == Coverage::none) continue;
       const bool partial = here == Coverage::partial || (panel + 1) * P > packed_.length;
@@ -266,13 +344,39 @@ class TileKernel {
     }
   }
 
-  void attend_strip(IndexRange strip, IndexRange panels, Coverage coverage, const T* query, RowSoftmax<T>* softmax,
-                    T* mixed) {
-    list_panels(strip, panels, coverage);
+  void attend_strip(IndexRange strip, IndexRange panels, const T* query, RowSoftmax<T>* softmax, T* mixed) {
+    list_panels(strip, panels);
     if (slots_ == 0) return;
     const std::span<const PanelRun> runs = runs_.first(static_cast<std::size_t>(run_count_));
     Batch<T> maximum[static_cast<std::size_t>(R)];
     for (auto& batch : maximum) batch = broadcast(minus_infinity<T>);
+    with_strip_rows(strip.size(),
+                    [&](auto rows) SEQMIX_INLINE_LAMBDA { form_logits<rows>(strip, runs, query, maximum); });
+    T rescale[static_cast<std::size_t>(R)] = {};
+    for (Index r = 0; r < strip.size(); ++r) {
+      rescale[r] = softmax[r].weigh(logits_ + r * logit_stride<T>, slots_ * P, reduce_max(maximum[r]));
+    }
+    if (avoid_) {
+      for (Index r = 0; r < strip.size(); ++r) {
+        multiply_seen_values(mask_, strip.begin + r, logits_ + r * logit_stride<T>, packed_, runs, partial_.data(),
+                             rescale[r], mixed + r * mixed_stride_);
+      }
+      return;
+    }
+    const PanelRun& last = runs.back();
+    Index keys = last.count * P;
+    if (partial_[static_cast<std::size_t>(slots_ - 1)] != 0) {
+      keys = std::min(keys, mask_.range(strip).intersect({0, packed_.length}).end - last.first * P);
+    }
+    with_strip_rows(strip.size(), [&](auto rows) SEQMIX_INLINE_LAMBDA {
+      for (Index c = 0; c < packed_.value_panels(); ++c) {
+        multiply_values<rows>(logits_, packed_, c, runs, keys, rescale, mixed + c * P, mixed_stride_);
+      }
+    });
+  }
+
+  template <Index Rows>
+  void form_logits(IndexRange strip, std::span<const PanelRun> runs, const T* query, Batch<T>* maximum) {
     Index slot = 0;
     for (const PanelRun& run : runs) {
       for (Index panel = run.first, end = run.first + run.count; panel < end;) {
@@ -282,28 +386,14 @@ class TileKernel {
         const T* keys = packed_.key_panel(panel);
         T* logits = logits_ + slot * P;
         if (plain && !partial) {
-          multiply_keys<true>(query, packed_.head_dim, keys, count, logits, stride_, maximum);
+          multiply_keys<Rows, true>(query, packed_.head_dim, keys, count, logits, maximum);
         } else {
-          multiply_keys<false>(query, packed_.head_dim, keys, count, logits, stride_, maximum);
+          multiply_keys<Rows, false>(query, packed_.head_dim, keys, count, logits, maximum);
           for (Index i = 0; i < count; ++i) score_panel(strip, (panel + i) * P, partial, logits + i * P, maximum);
         }
         panel += count;
         slot += count;
       }
-    }
-    T rescale[static_cast<std::size_t>(R)] = {};
-    for (Index r = 0; r < strip.size(); ++r) {
-      rescale[r] = softmax[r].weigh(logits_ + r * stride_, slots_ * P, reduce_max(maximum[r]));
-    }
-    if (avoid_) {
-      for (Index r = 0; r < strip.size(); ++r) {
-        multiply_seen_values(mask_, strip.begin + r, logits_ + r * stride_, packed_, runs, partial_.data(), rescale[r],
-                             mixed + r * mixed_stride_);
-      }
-      return;
-    }
-    for (Index c = 0; c < packed_.value_panels(); ++c) {
-      multiply_values(logits_, stride_, packed_, c, runs, rescale, mixed + c * P, mixed_stride_);
     }
   }
 
@@ -313,7 +403,7 @@ class TileKernel {
     for (Index r = 0; r < strip.size(); ++r) {
       const auto logit = score_.row(strip.begin + r);
       unroll<tile_vectors>([&](auto vector) SEQMIX_INLINE_LAMBDA {
-        T* place = logits + r * stride_ + vector * W;
+        T* place = logits + r * logit_stride<T> + vector * W;
         const Index first = key + vector * W;
         Batch<T> value = logit(load(place), first);
         if (partial) {
@@ -329,8 +419,9 @@ class TileKernel {
   const HeadMask& mask_;
   const HeadScore& score_;
   const PackedHead<T>& packed_;
-  Index tile_ = 0, stride_ = 0, mixed_stride_ = 0;
-  T* logits_ = nullptr;              // [R][stride_]: of the panels in the runs, side by side
+  Index mixed_stride_ = 0;
+  T* logits_ = nullptr;              // [R][logit_stride]: of the panels in the runs, side by side
+  std::span<Coverage> coverage_;     // of each panel of the current tile, for the rows like those of the current strip
   std::span<PanelRun> runs_;         // panels that the current strip sees in the current tile
   std::span<std::uint8_t> partial_;  // for each of these panels
   Index slots_ = 0, run_count_ = 0;  // panels and runs in the list

@@ -7,8 +7,10 @@
 #include <seqmix/core/view.hpp>
 #include <seqmix/simd/arch.hpp>
 
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 #include <xsimd/xsimd.hpp>
@@ -70,15 +72,86 @@ SEQMIX_ALWAYS_INLINE Batch<T, Arch> load(const T* source) {
   return Batch<T, Arch>::load_unaligned(source);
 }
 
-/// source[0 .. count) and zeros in the other lanes; never reads beyond `count`. 0 <= count <= lanes.
-template <class Arch = xsimd::default_arch, class T>
-SEQMIX_ALWAYS_INLINE Batch<T, Arch> load_partial(const T* source, Index count) {
-  T lane[static_cast<std::size_t>(lanes<T, Arch>)] = {};
-  for (Index i = 0; i < count; ++i) lane[i] = source[i];
-  return Batch<T, Arch>::load_unaligned(lane);
+/// Calls f(std::integral_constant<Index, I>{}) for I = 0 .. N-1, without a loop: the index is a constant expression
+/// in f, so arrays indexed with it stay in registers. Mark f with SEQMIX_INLINE_LAMBDA.
+template <Index N, class F>
+SEQMIX_ALWAYS_INLINE void unroll(F&& f) {
+  [&]<Index... I>(std::integer_sequence<Index, I...>)
+      SEQMIX_INLINE_LAMBDA { (f(std::integral_constant<Index, I>{}), ...); }(std::make_integer_sequence<Index, N>{});
 }
 
 namespace detail {
+
+template <class Arch>
+inline constexpr bool is_avx512 = std::is_base_of_v<xsimd::avx512f, Arch>;
+template <class Arch>
+inline constexpr bool is_avx = std::is_base_of_v<xsimd::avx, Arch>;
+template <class Arch>
+inline constexpr bool is_x86 = is_avx512<Arch> || is_avx<Arch> || std::is_base_of_v<xsimd::sse2, Arch>;
+
+/// destination[0 .. count) = source[0 .. count), count <= 2 * Half: two moves that may overlap instead of a loop.
+template <Index Half, class T>
+SEQMIX_ALWAYS_INLINE void copy_some(T* destination, const T* source, Index count) {
+  if constexpr (Half > 0) {
+    if (count >= Half) {
+      constexpr std::size_t bytes = std::size_t(Half) * sizeof(T);
+      std::memcpy(destination, source, bytes);
+      std::memcpy(destination + count - Half, source + count - Half, bytes);
+    } else {
+      copy_some<Half / 2>(destination, source, count);
+    }
+  }
+}
+
+#if defined(__AVX__)
+/// All bits of the first `count` lanes.
+template <class T>
+SEQMIX_ALWAYS_INLINE __m256i avx_mask(Index count) {
+  alignas(64) static constexpr std::int32_t bits[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  const void* from = bits + 8 - count * Index(sizeof(T) / sizeof(std::int32_t));
+  return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+}
+#endif
+
+// Moves under a mask, which xsimd 13 has not. (AVX stores through the stack: its store under a mask takes dozens of
+// cycles on AMD's processors.)
+template <class T, class Arch>
+SEQMIX_ALWAYS_INLINE Batch<T, Arch> load_some(const T* source, Index count) {
+#if defined(__AVX512F__)
+  if constexpr (is_avx512<Arch> && std::is_same_v<T, float>) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1U << count) - 1), source);
+  }
+  if constexpr (is_avx512<Arch> && std::is_same_v<T, double>) {
+    return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1U << count) - 1), source);
+  }
+#endif
+#if defined(__AVX__)
+  if constexpr (is_avx<Arch> && std::is_same_v<T, float>) {
+    return _mm256_maskload_ps(source, avx_mask<float>(count));
+  }
+  if constexpr (is_avx<Arch> && std::is_same_v<T, double>) {
+    return _mm256_maskload_pd(source, avx_mask<double>(count));
+  }
+#endif
+  T lane[static_cast<std::size_t>(lanes<T, Arch>)] = {};
+  copy_some<lanes<T, Arch> / 2>(lane, source, count);
+  return Batch<T, Arch>::load_unaligned(lane);
+}
+
+template <class T, class Arch>
+SEQMIX_ALWAYS_INLINE void store_some(T* destination, const xsimd::batch<T, Arch>& value, Index count) {
+#if defined(__AVX512F__)
+  if constexpr (is_avx512<Arch> && std::is_same_v<T, float>) {
+    return _mm512_mask_storeu_ps(destination, static_cast<__mmask16>((1U << count) - 1), value);
+  }
+  if constexpr (is_avx512<Arch> && std::is_same_v<T, double>) {
+    return _mm512_mask_storeu_pd(destination, static_cast<__mmask8>((1U << count) - 1), value);
+  }
+#endif
+  T lane[static_cast<std::size_t>(lanes<T, Arch>)];
+  value.store_unaligned(lane);
+  copy_some<lanes<T, Arch> / 2>(destination, lane, count);
+}
 
 struct Store {
   template <class T, class Arch>
@@ -90,9 +163,8 @@ struct Store {
 struct StorePartial {
   template <class T, class Arch>
   SEQMIX_ALWAYS_INLINE void operator()(T* destination, const xsimd::batch<T, Arch>& value, Index count) const {
-    T lane[static_cast<std::size_t>(lanes<T, Arch>)];
-    value.store_unaligned(lane);
-    for (Index i = 0; i < count; ++i) destination[i] = lane[i];
+    assert(count >= 0 && count <= (lanes<T, Arch>));
+    store_some(destination, value, count);
   }
 };
 
@@ -108,20 +180,106 @@ struct Divide {
   }
 };
 
+/// Let a and b consist of blocks of `distance` lanes. Lane `lane` of their even blocks, those of a first, is this lane of
+/// a, or of b from `lanes` on. Where blocks are shorter than 16 bytes this holds for each 16 bytes of a and b apart: so
+/// taking the even blocks is one instruction on x86, and so is taking the odd ones, `distance` lanes further on.
+template <class T, class Arch>
+constexpr Index even_block_source(Index lane, Index distance) {
+  constexpr Index W = lanes<T, Arch>;
+  const Index segment = distance * Index(sizeof(T)) >= 16 ? W : 16 / Index(sizeof(T)), half = segment / 2;
+  const Index begin = lane / segment * segment, place = lane % segment, from = place % half;
+  return begin + from / distance * 2 * distance + from % distance + (place < half ? 0 : W);
+}
+
+/// The even or the odd blocks of `Distance` lanes of a and b.
+template <Index Distance, bool odd, class T, class Arch>
+SEQMIX_ALWAYS_INLINE Batch<T, Arch> pick_blocks(const xsimd::batch<T, Arch>& a, const xsimd::batch<T, Arch>& b) {
+  using Number = xsimd::as_unsigned_integer_t<T>;
+  return [&]<Index... I>(std::integer_sequence<Index, I...>) SEQMIX_INLINE_LAMBDA {
+    return xsimd::shuffle(
+        a, b,
+        xsimd::batch_constant<
+            Number, Arch, static_cast<Number>(even_block_source<T, Arch>(I, Distance) + (odd ? Distance : 0))...>());
+  }(std::make_integer_sequence<Index, lanes<T, Arch>>{});
+}
+
+/// After pick_blocks of the rows i and i + D, for D = lanes / 2, lanes / 4 .. 1, this row is in lane `lane` of row 0.
+template <class T, class Arch>
+constexpr Index row_of_lane(Index lane) {
+  Index row = 0;
+  for (Index distance = 1; distance < lanes<T, Arch>; distance *= 2) {
+    lane = even_block_source<T, Arch>(lane, distance);
+    if (lane >= lanes<T, Arch>) {
+      row += distance;
+      lane -= lanes<T, Arch>;
+    }
+  }
+  return row;
+}
+
+/// Calls f(std::integral_constant<Index, N>{}) for N = First, First / 2, First / 4 .. 1.
+template <Index First, class F>
+SEQMIX_ALWAYS_INLINE void for_halves(F&& f) {
+  if constexpr (First > 0) {
+    f(std::integral_constant<Index, First>{});
+    for_halves<First / 2>(f);
+  }
+}
+
+// xsimd goes through memory, number by number, where it has no transposition of its own.
 struct Transpose {
   template <class T, class Arch, std::size_t N>
   SEQMIX_ALWAYS_INLINE void operator()(xsimd::batch<T, Arch> (&tile)[N]) const {
     static_assert(static_cast<Index>(N) == lanes<T, Arch>, "a tile has as many rows as a batch has lanes");
-    xsimd::transpose(tile, tile + N);
+    if constexpr (!is_avx512<Arch>) {
+      xsimd::transpose(tile, tile + N);
+    } else {
+      constexpr Index W = lanes<T, Arch>;
+      Batch<T, Arch> row[N];
+      unroll<W>([&](auto lane) SEQMIX_INLINE_LAMBDA { row[row_of_lane<T, Arch>(lane)] = tile[lane]; });
+      for_halves<W / 2>([&](auto distance) SEQMIX_INLINE_LAMBDA {
+        unroll<W>([&](auto i) SEQMIX_INLINE_LAMBDA {
+          if constexpr ((i & distance) == 0) {
+            const Batch<T, Arch> a = row[i], b = row[i + distance];
+            row[i] = pick_blocks<distance, false>(a, b);
+            row[i + distance] = pick_blocks<distance, true>(a, b);
+          }
+        });
+      });
+      unroll<W>([&](auto i) SEQMIX_INLINE_LAMBDA { tile[i] = row[i]; });
+    }
+  }
+};
+
+struct ReduceAddRows {
+  template <class T, class Arch, std::size_t N>
+  SEQMIX_ALWAYS_INLINE Batch<T, Arch> operator()(const xsimd::batch<T, Arch> (&rows)[N]) const {
+    static_assert(static_cast<Index>(N) == lanes<T, Arch>, "as many rows as a batch has lanes");
+    constexpr Index W = lanes<T, Arch>;
+    Batch<T, Arch> sum[N];
+    if constexpr (is_x86<Arch>) {
+      unroll<W>([&](auto lane) SEQMIX_INLINE_LAMBDA { sum[row_of_lane<T, Arch>(lane)] = rows[lane]; });
+      for_halves<W / 2>([&](auto distance) SEQMIX_INLINE_LAMBDA {
+        unroll<distance>([&](auto i) SEQMIX_INLINE_LAMBDA {
+          const Batch<T, Arch> a = sum[i], b = sum[i + distance];
+          sum[i] = pick_blocks<distance, false>(a, b) + pick_blocks<distance, true>(a, b);
+        });
+      });
+    } else {
+      unroll<W>([&](auto i) SEQMIX_INLINE_LAMBDA { sum[i] = rows[i]; });
+      xsimd::transpose(sum, sum + N);
+      for_halves<W / 2>([&](auto half) SEQMIX_INLINE_LAMBDA {
+        unroll<half>([&](auto i) SEQMIX_INLINE_LAMBDA { sum[i] = sum[i] + sum[i + half]; });
+      });
+    }
+    return sum[0];
   }
 };
 
 // On x86, max and min return their second operand when either is NaN, so x goes second. Elsewhere the instruction may
 // prefer the number (RISC-V) or propagate either NaN (Arm); a comparison with NaN is false on all of them.
 template <class Arch>
-inline constexpr bool min_max_return_second_on_nan =
-    std::is_base_of_v<xsimd::sse2, Arch> || std::is_base_of_v<xsimd::avx, Arch> ||
-    std::is_base_of_v<xsimd::avx512f, Arch>;
+inline constexpr bool min_max_return_second_on_nan = is_x86<Arch>;
 
 struct MaxPropagating {
   template <class T, class Arch>
@@ -149,6 +307,13 @@ struct MinPropagating {
 
 }  // namespace detail
 
+/// source[0 .. count) and zeros in the other lanes; never reads beyond `count`. 0 <= count <= lanes.
+template <class Arch = xsimd::default_arch, class T>
+SEQMIX_ALWAYS_INLINE Batch<T, Arch> load_partial(const T* source, Index count) {
+  assert(count >= 0 && count <= (lanes<T, Arch>));
+  return detail::load_some<T, Arch>(source, count);
+}
+
 /// store(T* destination, Batch<T> value): all lanes, any alignment.
 inline constexpr detail::Store store{};
 
@@ -162,6 +327,9 @@ inline constexpr detail::Divide divide{};
 /// transpose(Batch<T> (&tile)[lanes]): lane j of row i changes places with lane i of row j.
 inline constexpr detail::Transpose transpose{};
 
+/// reduce_add_rows(Batch<T> (&rows)[lanes]): lane i is the sum of the lanes of row i, in a fixed order.
+inline constexpr detail::ReduceAddRows reduce_add_rows{};
+
 /// max_propagating(x, bound) = x < bound ? bound : x. A NaN in x stays (payload included), on every instruction set;
 /// `bound` should be a number.
 inline constexpr detail::MaxPropagating max_propagating{};
@@ -169,14 +337,6 @@ inline constexpr detail::MaxPropagating max_propagating{};
 /// min_propagating(x, bound) = x > bound ? bound : x. A NaN in x stays (payload included), on every instruction set;
 /// `bound` should be a number.
 inline constexpr detail::MinPropagating min_propagating{};
-
-/// Calls f(std::integral_constant<Index, I>{}) for I = 0 .. N-1, without a loop: the index is a constant expression
-/// in f, so arrays indexed with it stay in registers. Mark f with SEQMIX_INLINE_LAMBDA.
-template <Index N, class F>
-SEQMIX_ALWAYS_INLINE void unroll(F&& f) {
-  [&]<Index... I>(std::integer_sequence<Index, I...>)
-      SEQMIX_INLINE_LAMBDA { (f(std::integral_constant<Index, I>{}), ...); }(std::make_integer_sequence<Index, N>{});
-}
 
 namespace detail {
 

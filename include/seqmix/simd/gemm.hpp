@@ -115,14 +115,20 @@ Start<T> start_of(FromOutput, const Sequence<T>& c) {
 template <class T>
 inline constexpr Index slice_depth = 3072 / Index(sizeof(T));
 
-/// Rows that go through all panels together: their slice (144 KB) and that of a panel fit the second-level cache.
-inline constexpr Index block_rows = 48;
+/// Numbers from one row of a copied slice to the next: a constant, so that a tile needs one address for all its rows, and
+/// a cache line more than a slice, so that rows don't compete for the same places in the cache.
+template <class T>
+inline constexpr Index slice_stride = slice_depth<T> + Index(memory_alignment / sizeof(T));
+
+/// Rows that go through all panels together: their slice (300 KB) and those of two panels fit the second-level cache.
+inline constexpr Index block_rows = 96;
+inline constexpr Index block_strips = block_rows / tall_tile_rows;
 
 /// One tile: a [Rows, depth] rows a_stride apart, b the first of Panels panels, start and c its first elements. Only the
-/// first `width` columns exist.
-template <Index Rows, Index Panels, class T>
-void product_tile(const T* a, Index a_stride, const T* b, Index panel_stride, Index depth, const T* start,
-                  Index start_stride, T* c, Index c_stride, Index width) {
+/// first `width` columns exist. a_stride is an Index or a std::integral_constant; `before` as in multiply_tile.
+template <Index Rows, Index Panels, class T, class Stride, class Before = DoNothing>
+void product_tile(const T* a, Stride a_stride, const T* b, Index panel_stride, Index depth, const T* start,
+                  Index start_stride, T* c, Index c_stride, Index width, Before before = {}) {
   constexpr Index full = Panels * panel_width<T>;
   // The last panel may stick out of C: then the tile goes through the stack.
   T edge[std::size_t(Rows * full)];
@@ -138,17 +144,18 @@ void product_tile(const T* a, Index a_stride, const T* b, Index panel_stride, In
       a, a_stride, 1, b, panel_width<T>, panel_stride, depth,
       [&](auto row, auto vector) SEQMIX_INLINE_LAMBDA { return load(start + row * start_stride + vector * lanes<T>); },
       [&](auto row, auto vector, const Batch<T>& sum)
-          SEQMIX_INLINE_LAMBDA { store(c + row * c_stride + vector * lanes<T>, sum); });
+          SEQMIX_INLINE_LAMBDA { store(c + row * c_stride + vector * lanes<T>, sum); },
+      before);
   if (width < full) {
     for (Index row = 0; row < Rows; ++row) std::copy_n(edge + row * full, width, target + row * target_stride);
   }
 }
 
-/// Up to this many rows the panels are read straight through for 6 rows and again for up to 3 more, which side by side
-/// panels make cheap; two strips of 4 rows would have too few sums each.
-inline constexpr Index few_rows = tile_rows + 3;
+/// Up to this many rows the panels are read straight through for a strip and, where a strip has 6 rows, again for up to 3
+/// more, which side by side panels make cheap; two strips of 4 rows would have too few sums each.
+inline constexpr Index few_rows = std::max<Index>(tall_tile_rows, 9);
 
-/// At most tile_rows rows: the panels stream by once, several side by side where a row alone has too few sums to hide the
+/// At most tall_tile_rows rows: the panels stream by once, several side by side where a row alone has too few sums to hide the
 /// latency of the multiply-adds.
 template <Index Rows, class T>
 void product_few_rows(ConstSequence<T> a, const PackedMatrix<T>& b, Index panel_begin, Index panel_end, Start<T> start,
@@ -166,29 +173,45 @@ void product_few_rows(ConstSequence<T> a, const PackedMatrix<T>& b, Index panel_
   while (panel < panel_end) run(std::integral_constant<Index, 1>{});
 }
 
-/// At most block_rows rows. Each slice of the depth is copied from A, so that the tiles read it without gaps whatever
-/// A's stride, and then taken through all panels.
+/// A matrix of more than tall_tile_rows rows, dealt out evenly to strips: strips of 5 rows run at the full rate, one of 1
+/// or 2 left over would not.
+struct Strips {
+  Index rows;
+
+  Index count() const { return (rows + tall_tile_rows - 1) / tall_tile_rows; }
+  Index begin(Index strip) const { return strip * rows / count(); }
+};
+
+/// The rows of the strips first .. last - 1, at most block_strips of them. Each slice of the depth is copied from A, so
+/// that the tiles read it without gaps whatever A's stride, and then taken through all panels. Meanwhile the next panel
+/// is asked for: larger matrices come from the third-level cache, which would be waited for.
 template <class T>
-void product_block(ConstSequence<T> a, const PackedMatrix<T>& b, Index panel_begin, Index panel_end, Start<T> start,
-                   Sequence<T> c, Workspace& workspace) {
+void product_block(ConstSequence<T> a, const PackedMatrix<T>& b, Strips strips, Index first, Index last,
+                   Index panel_begin, Index panel_end, Start<T> start, Sequence<T> c, Workspace& workspace) {
   const auto frame = workspace.frame();
-  const Index rows = a.length(), depth = b.inputs();
-  const Index strips = (rows + tile_rows - 1) / tile_rows;
-  T* const copy = workspace.take<T>(rows * std::min(depth, slice_depth<T>)).data();
+  const Index begin = strips.begin(first), rows = strips.begin(last) - begin, depth = b.inputs();
+  constexpr std::integral_constant<Index, slice_stride<T>> stride{};
+  constexpr Index line = Index(memory_alignment / sizeof(T)), lines_of_row = (panel_width<T> + line - 1) / line;
+  T* const copy = workspace.take<T>(rows * stride).data();
   for (Index k = 0; k < depth || k == 0; k += slice_depth<T>) {
     const Index slice = std::min(slice_depth<T>, depth - k);
-    for (Index t = 0; t < rows; ++t) std::copy_n(a.row(t) + k, slice, copy + t * slice);
+    for (Index t = 0; t < rows; ++t) std::copy_n(a.row(begin + t) + k, slice, copy + t * stride);
     for (Index panel = panel_begin; panel < panel_end; ++panel) {
       const Index column = panel * panel_width<T>;
       const Index width = std::min(panel_width<T>, b.outputs() - column);
-      // The rows are dealt out evenly: strips of 5 run at the full rate, one of 1 or 2 left over would not.
-      for (Index strip = 0, t = 0; strip < strips; ++strip) {
-        const Index next = (strip + 1) * rows / strips;
-        with_rows(next - t, [&](auto count) SEQMIX_INLINE_LAMBDA {
-          product_tile<count, 1>(copy + t * slice, slice, b.panel(panel) + k * panel_width<T>, 0, slice,
-                                 start.at(t, column), start.row_step, c.row(t) + column, c.stride(), width);
+      const T* next = panel + 1 < panel_end
+                          ? b.panel(panel + 1) + k * panel_width<T>
+                          : b.panel(panel_begin) + (k + slice < depth ? k + slice : 0) * panel_width<T>;
+      for (Index strip = first, t = begin; strip < last; ++strip) {
+        const Index next_begin = strips.begin(strip + 1), place = t - begin;
+        // A line for each row of the panel in turn: two strips cover two vectors of AVX-512.
+        const T* ahead = next + (strip - first) % lines_of_row * slice * line;
+        with_rows<tall_tile_rows, tall_tile_rows / 2>(next_begin - t, [&](auto count) SEQMIX_INLINE_LAMBDA {
+          product_tile<count, 1>(copy + place * stride, stride, b.panel(panel) + k * panel_width<T>, Index(0), slice,
+                                 start.at(t, column), start.row_step, c.row(t) + column, c.stride(), width,
+                                 [ahead](Index i) SEQMIX_INLINE_LAMBDA { prefetch_read(ahead + i * line); });
         });
-        t = next;
+        t = next_begin;
       }
     }
     start = start_of(FromOutput{}, c);
@@ -208,25 +231,25 @@ void multiply(ConstSequence<T> a, const PackedMatrix<T>& b, From from, Sequence<
   const auto start = detail::start_of(from, c);
   // Pieces of the output: whole blocks of rows, and as many groups of panels as it takes to give every thread several
   // pieces that are still worth the hand-over.
-  const Index row_blocks = (rows + detail::block_rows - 1) / detail::block_rows;
+  const bool few = rows <= detail::few_rows;
+  const detail::Strips strips{rows};
+  const Index row_blocks = few ? 1 : (strips.count() + detail::block_strips - 1) / detail::block_strips;
   constexpr Index least_work = 1 << 17;
   const Index work = rows * b.inputs() * b.outputs();
   const Index wanted = workspace.concurrency() == 1 ? 1 : std::min(8 * workspace.concurrency(), work / least_work);
   const Index groups = std::clamp<Index>((wanted + row_blocks - 1) / row_blocks, 1, panels);
   const auto piece = [&](Index index, Workspace& local) {
     const Index block = index / groups, group = index % groups;
-    const Index begin = block * rows / row_blocks, end = (block + 1) * rows / row_blocks;
     const Index panel_begin = group * panels / groups, panel_end = (group + 1) * panels / groups;
-    const detail::Start<T> piece_start{start.at(begin, 0), start.row_step, start.column_step};
-    if (end - begin > detail::few_rows) {
-      detail::product_block<T>(a.rows(begin, end - begin), b, panel_begin, panel_end, piece_start,
-                               c.rows(begin, end - begin), local);
+    if (!few) {
+      const Index first = block * strips.count() / row_blocks, last = (block + 1) * strips.count() / row_blocks;
+      detail::product_block<T>(a, b, strips, first, last, panel_begin, panel_end, start, c, local);
       return;
     }
-    for (Index t = begin; t < end; t += tile_rows) {
-      const Index some = std::min(tile_rows, end - t);
+    for (Index t = 0; t < rows; t += tall_tile_rows) {
+      const Index some = std::min(tall_tile_rows, rows - t);
       const detail::Start<T> some_start{start.at(t, 0), start.row_step, start.column_step};
-      with_rows(some, [&](auto count) {
+      with_rows<tall_tile_rows>(some, [&](auto count) {
         detail::product_few_rows<count, T>(a.rows(t, some), b, panel_begin, panel_end, some_start, c.rows(t, some));
       });
     }
