@@ -10,7 +10,8 @@
 //   E_t = d (E_{t-1} + (4 + 2 |log d|) u B_{t-1}) + u B_t
 //
 // where 4 + 2 |log d| is the multiplication, the error of exp2 (1.1 ulp), and the two roundings of its argument, and the
-// last term the addition of the new token. An output is a sum of K products, in some order, over numbers scaled a few
+// last term the addition of the new token, twice that without decay: in the recent part of the sum, and when this is added
+// to the rest. An output is a sum of K products, in some order, over numbers scaled a few
 // times: scale |q|^T (E_t + (K + 16) u B_t). Factors below the smallest normal number may become 0.
 #pragma once
 
@@ -46,6 +47,12 @@ struct Heads {
       : storage(std::size_t(length * (heads * (dim + head_gap) + row_gap)), std::numeric_limits<T>::quiet_NaN()),
         view(storage.data(), length, heads, dim, heads * (dim + head_gap) + row_gap, dim + head_gap) {}
   Heads(const Heads&) = delete;
+
+  // The same numbers elsewhere.
+  Heads(const Heads& other, int)
+      : storage(other.storage),
+        view(storage.data(), other.view.length(), other.view.heads(), other.view.head_dim(), other.view.row_stride(),
+             other.view.head_stride()) {}
 
   template <class Next>
   void fill(Next next) {
@@ -112,7 +119,9 @@ struct Inputs {
                   gaps && Decay::per_channel ? 2 : 0, gaps ? 3 : 0),
         bonus(1, sizes.bonus_heads, sizes.key_dim, gaps ? 4 : 0, 0),
         memory(1, sizes.heads * sizes.key_dim, sizes.value_dim, gaps ? 3 : 0, 0),
+        memory_rest(1, sizes.heads * sizes.key_dim, sizes.value_dim, gaps ? 2 : 0, 0),
         key_sum(1, sizes.heads, sizes.key_dim, gaps ? 1 : 0, 0),
+        key_sum_rest(1, sizes.heads, sizes.key_dim, gaps ? 4 : 0, 0),
         row_gap(gaps ? 11 : 0),
         scale(T(std::pow(double(sizes.key_dim), -0.5))) {
     // A denominator that is a sum of numbers of both signs could be anything.
@@ -120,6 +129,8 @@ struct Inputs {
     const auto weight = [&] { return with_sum ? rng.uniform(0.1, 2.0) : rng.normal(); };
     query.fill(weight), key.fill(weight), value.fill(signed_number), bonus.fill(weight);
     memory.fill(signed_number), key_sum.fill(weight);
+    const auto rest = [&] { return compensates() ? 1e-3 * rng.normal() : 0; };
+    memory_rest.fill(rest), key_sum_rest.fill(rest);
     log_decay.fill([&] { return random_log_decay(decays, rng); });
   }
 
@@ -145,9 +156,20 @@ struct Inputs {
     if constexpr (std::same_as<Decay, decay::PerTokenChannel<T>>) return {g.rows(begin, count)};
   }
 
-  // Rows begin .. begin + count - 1, from and into a memory and sum like those of this struct.
-  Problem problem(Heads<T>& memory_used, Heads<T>& sum_used, HeadSequence<T> output, Index begin, Index count) const {
-    const Index memory_stride = memory.view.head_stride();
+  // Rows begin .. begin + count - 1, from and into memories and sums like those of this struct.
+  template <class Memories>
+  Problem problem(Memories& used, HeadSequence<T> output, Index begin, Index count) const {
+    const auto memory_view = [&](const Heads<T>& heads) -> MemoryView<T> {
+      const Index stride = heads.view.head_stride();
+      return {heads.view.data(), sizes.heads, sizes.key_dim, sizes.value_dim, sizes.key_dim * stride, stride};
+    };
+    const auto sum_view = [&](const Heads<T>& heads) -> Sequence<T> {
+      return {heads.view.data(), sizes.heads, sizes.key_dim, heads.view.head_stride()};
+    };
+    Decay decay_policy = decay(begin, count);
+    if constexpr (!Decay::any) {
+      if (compensates()) decay_policy = {memory_view(used.memory_rest), position + begin};
+    }
     Readout readout_policy;
     if constexpr (with_bonus) {
       readout_policy.weight =
@@ -155,27 +177,28 @@ struct Inputs {
     }
     Normalizer normalizer_policy;
     if constexpr (with_sum) {
-      normalizer_policy = {{sum_used.view.data(), sizes.heads, sizes.key_dim, sum_used.view.head_stride()}, epsilon};
-    } else {
-      static_cast<void>(sum_used);
+      normalizer_policy = {sum_view(used.key_sum), epsilon};
+      if (compensates()) normalizer_policy.compensation = sum_view(used.key_sum_rest);
     }
     return {query.view.rows(begin, count),
             key.view.rows(begin, count),
             value.view.rows(begin, count),
-            decay(begin, count),
+            decay_policy,
             readout_policy,
             normalizer_policy,
             scale,
-            {memory_used.view.data(), sizes.heads, sizes.key_dim, sizes.value_dim, sizes.key_dim * memory_stride,
-             memory_stride},
+            memory_view(used.memory),
             output.rows(begin, count),
             row_map<T, Map>,
             row_map<T, Map>};
   }
 
+  // Whether sums over all tokens come in two parts: wherever there are gaps.
+  bool compensates() const { return !Decay::any && row_gap > 0; }
+
   Sizes sizes;
-  Heads<T> query, key, value, log_decay, bonus, memory, key_sum;
-  Index row_gap;
+  Heads<T> query, key, value, log_decay, bonus, memory, memory_rest, key_sum, key_sum_rest;
+  Index row_gap, position = 1001;
   T scale, epsilon = T(0.01);
 };
 
@@ -221,7 +244,8 @@ auto expected_of(const Inputs<T, Kind, with_bonus, with_sum, Map>& inputs, const
     const auto at = [&](Index i, Index j) -> Bounded<R>& { return memory[std::size_t(i * (V + 1) + j)]; };
     for (Index i = 0; i < K; ++i) {
       for (Index j = 0; j <= V; ++j) {
-        const R x = R(j < V ? inputs.memory.view(0, h * K + i, j) : inputs.key_sum.view(0, h, i));
+        const R x = j < V ? R(inputs.memory.view(0, h * K + i, j)) + R(inputs.memory_rest.view(0, h * K + i, j))
+                          : R(inputs.key_sum.view(0, h, i)) + R(inputs.key_sum_rest.view(0, h, i));
         at(i, j) = {x, std::abs(x), 0};
       }
     }
@@ -265,7 +289,7 @@ auto expected_of(const Inputs<T, Kind, with_bonus, with_sum, Map>& inputs, const
           }
           m.value += added;
           m.size += std::abs(added);
-          m.error += u * m.size + added_error;
+          m.error += (Decay::any ? 1 : 2) * u * m.size + added_error;
           if (!with_bonus) read(m.value, m.size, m.error);
         }
       }
@@ -290,8 +314,8 @@ auto expected_of(const Inputs<T, Kind, with_bonus, with_sum, Map>& inputs, const
 class Comparison {
  public:
   template <class T, class R>
-  void add(const char* what, Index place, T given, const Bounded<R>& expected) {
-    const R difference = std::abs(R(given) - expected.value);
+  void add(const char* what, Index place, R given, const Bounded<R>& expected) {
+    const R difference = std::abs(given - expected.value);
     const R allowed = R(1.01) * expected.error + 64 * R(std::numeric_limits<T>::min());
     if (difference <= allowed) return;
     ++wrong_;
@@ -334,25 +358,18 @@ struct Result {
   template <class I>
   explicit Result(const I& inputs)
       : output(inputs.sizes.length, inputs.sizes.heads, inputs.sizes.value_dim, inputs.row_gap / 2, inputs.row_gap),
-        memory(1, inputs.sizes.heads * inputs.sizes.key_dim, inputs.sizes.value_dim,
-               inputs.memory.view.head_stride() - inputs.sizes.value_dim, 0),
-        key_sum(1, inputs.sizes.heads, inputs.sizes.key_dim, inputs.key_sum.view.head_stride() - inputs.sizes.key_dim,
-                0) {
-    memory.storage = inputs.memory.storage;
-    key_sum.storage = inputs.key_sum.storage;
-    memory.view = {memory.storage.data(),    1, memory.view.heads(), memory.view.head_dim(), memory.view.row_stride(),
-                   memory.view.head_stride()};
-    key_sum.view = {key_sum.storage.data(),    1,
-                    key_sum.view.heads(),      key_sum.view.head_dim(),
-                    key_sum.view.row_stride(), key_sum.view.head_stride()};
-  }
+        memory(inputs.memory, 0),
+        memory_rest(inputs.memory_rest, 0),
+        key_sum(inputs.key_sum, 0),
+        key_sum_rest(inputs.key_sum_rest, 0) {}
 
   bool same_bits(const Result& other) const {
     const auto same = [](const std::vector<T>& a, const std::vector<T>& b) {
       return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
     };
     return same(output.storage, other.output.storage) && same(memory.storage, other.memory.storage) &&
-           same(key_sum.storage, other.key_sum.storage);
+           same(key_sum.storage, other.key_sum.storage) && same(memory_rest.storage, other.memory_rest.storage) &&
+           same(key_sum_rest.storage, other.key_sum_rest.storage);
   }
 
   // The numbers between rows and heads are still NaN.
@@ -371,10 +388,11 @@ struct Result {
       }
       return true;
     };
-    return untouched(output) && untouched(memory) && untouched(key_sum);
+    return untouched(output) && untouched(memory) && untouched(key_sum) && untouched(memory_rest) &&
+           untouched(key_sum_rest);
   }
 
-  Heads<T> output, memory, key_sum;
+  Heads<T> output, memory, memory_rest, key_sum, key_sum_rest;
 };
 
 // The first `length` tokens, in pieces that begin at `cuts`.
@@ -384,7 +402,7 @@ void run(Order order, const I& inputs, Index length, const std::vector<Index>& c
   Index begin = 0;
   for (std::size_t piece = 0; piece <= cuts.size(); ++piece) {
     const Index end = piece < cuts.size() ? cuts[piece] : length;
-    evaluate(order, inputs.problem(result.memory, result.key_sum, result.output.view, begin, end - begin), workspace);
+    evaluate(order, inputs.problem(result, result.output.view, begin, end - begin), workspace);
     begin = end;
   }
 }
@@ -395,16 +413,19 @@ std::string compare(const I& inputs, const Result<T>& result, const Expected<R>&
   const auto& s = inputs.sizes;
   for (Index place = 0; place < length * s.heads * s.value_dim; ++place) {
     const Index t = place / (s.heads * s.value_dim), h = place / s.value_dim % s.heads;
-    comparison.add("output", place, result.output.view(t, h, place % s.value_dim), expected.output[std::size_t(place)]);
+    comparison.add<T>("output", place, R(result.output.view(t, h, place % s.value_dim)),
+                      expected.output[std::size_t(place)]);
   }
   for (Index place = 0; place < s.heads * s.key_dim * s.value_dim; ++place) {
-    comparison.add("memory", place, result.memory.view(0, place / s.value_dim, place % s.value_dim),
-                   expected.memory.at(length)[std::size_t(place)]);
+    const auto at = [&](const Heads<T>& heads) { return R(heads.view(0, place / s.value_dim, place % s.value_dim)); };
+    comparison.add<T>("memory", place, at(result.memory) + at(result.memory_rest),
+                      expected.memory.at(length)[std::size_t(place)]);
   }
   if constexpr (I::Normalizer::any) {
     for (Index place = 0; place < s.heads * s.key_dim; ++place) {
-      comparison.add("key sum", place, result.key_sum.view(0, place / s.key_dim, place % s.key_dim),
-                     expected.key_sum.at(length)[std::size_t(place)]);
+      const auto at = [&](const Heads<T>& heads) { return R(heads.view(0, place / s.key_dim, place % s.key_dim)); };
+      comparison.add<T>("key sum", place, at(result.key_sum) + at(result.key_sum_rest),
+                        expected.key_sum.at(length)[std::size_t(place)]);
     }
   }
   if (!comparison.good()) return comparison.message();
@@ -418,7 +439,7 @@ inline std::string describe(const Sizes& s, Index length) {
          std::to_string(s.key_dim) + ", value_dim " + std::to_string(s.value_dim);
 }
 
-inline const std::vector<Index> lengths = {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 18, 31, 33, 63, 65, 130};
+inline const std::vector<Index> lengths = {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 18, 31, 33, 63, 65, 130, 523};
 inline const std::vector<Index> dims = {1, 3, 5, 7, 8, 16, 17, 33, 64, 100, 128};
 
 // One shape: every length, in every order, whole and from cuts.
@@ -464,6 +485,7 @@ void check_policy() {
       check_shape<I>(sizes, decays == Decays::mixed ? Decays::mild : Decays::mixed, a % 2 != 0, rng, workspace);
     }
   }
+  check_shape<I>({.length = 523, .heads = 2, .key_dim = 9, .value_dim = 6}, Decays::mild, true, rng, workspace);
   // Heads that share queries, keys, values, decays or bonuses.
   for (const Index shared : {1, 2, 3, 6}) {
     check_shape<I>({.length = 33, .heads = 6, .key_dim = 5, .value_dim = 11, .query_heads = shared}, Decays::mild, true,

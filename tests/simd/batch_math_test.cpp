@@ -6,7 +6,9 @@
 #include <catch2/catch_test_macros.hpp>
 #include <cstdint>
 #include <limits>
+#include <seqmix/core/random.hpp>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #if defined(__unix__)
@@ -235,4 +237,53 @@ TEST_CASE("prefetch accepts any address", "[simd]") {
   seqmix::prefetch_read(nullptr);
   seqmix::prefetch_write(&value);
   REQUIRE(value == 3);
+}
+
+namespace {
+
+// Functions of their own, so that the products have no other use and may be contracted.
+template <class T>
+[[gnu::noinline]] seqmix::ExactSum<T> add_product_first(const T* x, const T* y, const T* z) {
+  return seqmix::two_sum<T>(seqmix::load(x) * seqmix::load(y), seqmix::load(z));
+}
+template <class T>
+[[gnu::noinline]] seqmix::ExactSum<T> add_product_last(const T* x, const T* y, const T* z) {
+  return seqmix::two_sum<T>(seqmix::load(z), seqmix::load(x) * seqmix::load(y));
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("a sum of two numbers and its error are exact, whatever the compiler contracts", "[simd]", float,
+                   double) {
+  using T = TestType;
+  // Exact here: all numbers are within a factor of 512 of each other.
+  using Wider = std::conditional_t<sizeof(T) == 4, double, long double>;
+  constexpr bool exact = std::numeric_limits<Wider>::digits >= std::numeric_limits<T>::digits + 10;
+  seqmix::Rng rng(5);
+  const auto numbers = [&](double size) {
+    std::vector<T> result(static_cast<std::size_t>(lanes<T>));
+    for (T& x : result) x = T(size * rng.uniform(0.5, 1) * (rng.bits() % 2 == 0 ? 1 : -1));
+    return result;
+  };
+  for (int trial = 0; trial < 1000; ++trial) {
+    const auto x = numbers(1), y = numbers(1), z = numbers(trial % 2 == 0 ? 64 : 0x1p-6);
+    for (const auto& [sum, error] :
+         {add_product_first(x.data(), y.data(), z.data()), add_product_last(x.data(), y.data(), z.data())}) {
+      const auto sums = to_vector<T>(sum), errors = to_vector<T>(error);
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        const volatile T product = x[i] * y[i];  // rounded, as all that is stored
+        const volatile T rounded = product + z[i];
+        REQUIRE(sums[i] == rounded);
+        if constexpr (exact) {
+          REQUIRE(Wider(errors[i]) == Wider(product) + Wider(z[i]) - Wider(rounded));
+        }
+      }
+    }
+  }
+  const T infinity = std::numeric_limits<T>::infinity(), most = std::numeric_limits<T>::max();
+  for (const auto& [a, b] : {std::pair(infinity, T(1)), std::pair(T(1), -infinity), std::pair(most, most)}) {
+    const auto [sum, error] = seqmix::two_sum<T>(seqmix::broadcast(a), seqmix::broadcast(b));
+    REQUIRE(to_vector<T>(sum)[0] == a + b);
+    REQUIRE(to_vector<T>(error)[0] == T(0));
+  }
 }

@@ -7,10 +7,14 @@
 #pragma once
 
 #include <seqmix/core/view.hpp>
+#include <seqmix/engine/memory.hpp>
 
 namespace seqmix::decay {
 
-/// No decay: the memory is a sum over all tokens.
+/// No decay: the memory is a sum over all tokens, and loses digits as it outgrows what tokens add. So it is summed in two
+/// parts: S_t = memory + compensation, the latter far smaller. Without a compensation to read and leave (an empty view) it
+/// is 0 at first and, with its digits, dropped in the end: that rounds once for each piece of the sequence, or, in a piece
+/// of a few tokens, once for each of these. Who multiplies the memory by a number does the same to the compensation.
 template <class T>
 struct None {
   static constexpr bool any = false;
@@ -18,6 +22,10 @@ struct None {
   static constexpr bool constant = true;      ///< the same at every token
   Index heads() const { return 1; }
   Sequence<const T> head(Index) const { return {}; }
+
+  MemoryView<T> compensation =
+      {};              ///< [heads, key_dim, value_dim] of the recurrence, or empty; not with a delta policy
+  Index position = 0;  ///< tokens before this piece: where to go on moving digits into the memory
 };
 
 /// log_decay [heads], the same at every token (RetNet, lightning attention, RWKV-5.0 and 5.1).
@@ -93,12 +101,14 @@ struct None {
 };
 
 /// y_t / (scale * q_t^T z_t + epsilon), where z_t = diag(decay) z_{t-1} + k_t: the memory of a value that is always 1.
-/// sum [heads, key_dim] is read as z_0 and left as z after the last token.
+/// sum [heads, key_dim] is read as z_0 and left as z after the last token. Without decay the sum is that of `sum` and
+/// `compensation` [heads, key_dim], or an empty view, as for decay::None; `sum` is z rounded.
 template <class T>
 struct KeySum {
   static constexpr bool any = true;
   Sequence<T> sum;
   T epsilon;
+  Sequence<T> compensation = {};
 };
 
 }  // namespace seqmix::normalizer

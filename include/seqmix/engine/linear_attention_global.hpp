@@ -3,7 +3,8 @@
 //     S = sum_s k_s v_s^T,   z = sum_s k_s,   y_t = q_t^T S / (q_t . z + epsilon)
 //
 // Two passes of register tiles over blocks of tokens. The memory is held in panels of two vectors of value columns,
-// [key_dim][2 vectors], and panels are what threads share.
+// [key_dim][2 vectors], and panels are what threads share. Sums are in two parts (see engine/linear_recurrence_sums.hpp),
+// settled after each block.
 #pragma once
 
 #include <algorithm>
@@ -24,21 +25,22 @@ void linear_attention_global_panels(const Problem& problem, Index first, Index l
   T* queries = workspace.take<T>(block * pitch).data();
   T* keys = workspace.take<T>(block * pitch).data();
   T* values = workspace.take<T>(block * panel_columns).data();
-  T* memory = workspace.take<T>(panels * panel_size).data();
-  T* key_sum = workspace.take<T>(pitch).data();
+  T* memory = workspace.take<T>(panels * 2 * panel_size).data();
+  T* key_sum = workspace.take<T>(2 * pitch).data();
   T inverse_denominator[block];
 
   for (Index h = first / panels; h <= (last - 1) / panels; ++h) {
     const auto head = problem.head(h);
     const Index first_panel = std::max(first - h * panels, Index(0)), last_panel = std::min(last - h * panels, panels);
-    std::fill_n(memory, panels * panel_size, T(0));
-    std::fill_n(key_sum, pitch, T(0));
+    std::fill_n(memory, panels * 2 * panel_size, T(0));
+    std::fill_n(key_sum, 2 * pitch, T(0));
     for (Index begin = 0; begin < length; begin += block) {
       const Index count = std::min(block, length - begin);
       stage_rows(head.key, problem.key_map, T(1), begin, count, problem.key_dim(), keys);
       for (Index t = 0; t < count; ++t) {
         for (Index i = 0; i < pitch; i += width) store(key_sum + i, load(key_sum + i) + load(keys + t * pitch + i));
       }
+      settle(key_sum, key_sum + pitch, pitch);
       for (Index panel = first_panel; panel < last_panel; ++panel) {
         const Index column = panel * panel_columns;
         for (Index t = 0; t < count; ++t) {
@@ -48,7 +50,7 @@ void linear_attention_global_panels(const Problem& problem, Index first, Index l
                   load_some(head.value.row(begin + t) + std::min(column + b * width, value_dim), columns));
           }
         }
-        update_panel<T>(keys, pitch, nullptr, values, count, key_dim, memory + panel * panel_size);
+        update_panel<true, T>(keys, pitch, nullptr, values, count, key_dim, memory + panel * 2 * panel_size);
       }
     }
     for (Index begin = 0; begin < length; begin += block) {
@@ -58,7 +60,8 @@ void linear_attention_global_panels(const Problem& problem, Index first, Index l
         inverse_denominator[t] = T(1);
         if constexpr (Normalizer::any) {
           Batch<T> sum = broadcast(T(0));
-          for (Index i = 0; i < pitch; i += width) sum = fma(load(queries + t * pitch + i), load(key_sum + i), sum);
+          for (Index i = 0; i < pitch; i += width)
+            sum = fma(load(queries + t * pitch + i), load(key_sum + pitch + i), sum);
           inverse_denominator[t] = T(1) / (reduce_add(sum) + problem.normalizer.epsilon);
         }
       }
@@ -67,7 +70,7 @@ void linear_attention_global_panels(const Problem& problem, Index first, Index l
         const auto rows = [&](auto tile, Index t) SEQMIX_INLINE_LAMBDA {
           multiply_tile<tile, 2>(
               static_cast<const T*>(queries + t * pitch), pitch, Index(1),
-              static_cast<const T*>(memory + panel * panel_size), panel_columns, Index(0), key_dim,
+              static_cast<const T*>(memory + panel * 2 * panel_size + panel_size), panel_columns, Index(0), key_dim,
               [](auto, auto) SEQMIX_INLINE_LAMBDA -> Batch<T> { return broadcast(T(0)); },
               [&](auto row, auto vector, const Batch<T>& sum) SEQMIX_INLINE_LAMBDA {
                 const Index start = column + vector * width;

@@ -19,6 +19,7 @@
 #include <optional>
 #include <seqmix/engine/linear_recurrence_in_place.hpp>
 #include <seqmix/engine/linear_recurrence_panels.hpp>
+#include <seqmix/engine/summed_memory.hpp>
 #include <string>
 #include <string_view>
 
@@ -79,6 +80,47 @@ void expect_recurrence_shapes(std::string_view operation, const HeadSequence<con
   expect_shared_heads(operation, "key", key, key_channels.value_or(memory.key_dim()), memory, output);
   expect_shared_heads(operation, "value", value, memory.value_dim(), memory, output);
   expect_disjoint(operation, "output", output, "memory", memory);
+}
+
+/// Throws std::invalid_argument unless `key_sum`, which is written, is [H, K] for a memory [H, K, V] and overlaps nothing.
+template <class T>
+void expect_key_sum(std::string_view operation, const HeadSequence<const T>& query, const HeadSequence<const T>& key,
+                    const HeadSequence<const T>& value, const MemoryView<T>& memory, const Sequence<T>& key_sum,
+                    const HeadSequence<T>& output) {
+  expect_shape(operation, "key_sum", {memory.heads(), memory.key_dim()}, key_sum);
+  expect_disjoint(operation, "key_sum", key_sum, "memory", memory);
+  expect_disjoint(operation, "key_sum", key_sum, "output", output);
+  expect_disjoint(operation, "key_sum", key_sum, "query", query);
+  expect_disjoint(operation, "key_sum", key_sum, "key", key);
+  expect_disjoint(operation, "key_sum", key_sum, "value", value);
+}
+
+/// Throws std::invalid_argument unless each part of `compensation`, where there is one, has the shape of what it
+/// compensates and overlaps nothing.
+template <class T>
+void expect_compensation(std::string_view operation, const HeadSequence<const T>& query,
+                         const HeadSequence<const T>& key, const HeadSequence<const T>& value,
+                         const MemoryView<T>& memory, const Sequence<T>& key_sum,
+                         const SumCompensation<T>& compensation, const HeadSequence<T>& output) {
+  const auto expect_apart = [&](std::string_view name, const auto& part) {
+    expect_disjoint(operation, name, part, "memory", memory);
+    expect_disjoint(operation, name, part, "key_sum", key_sum);
+    expect_disjoint(operation, name, part, "output", output);
+    expect_disjoint(operation, name, part, "query", query);
+    expect_disjoint(operation, name, part, "key", key);
+    expect_disjoint(operation, name, part, "value", value);
+  };
+  if (compensation.memory.data()) {
+    expect_shape(operation, "compensation.memory", memory.shape(), compensation.memory.shape());
+    expect_apart("compensation.memory", compensation.memory);
+  }
+  if (compensation.key_sum.data()) {
+    expect_shape(operation, "compensation.key_sum", {memory.heads(), memory.key_dim()}, compensation.key_sum);
+    expect_apart("compensation.key_sum", compensation.key_sum);
+    expect_disjoint(operation, "compensation.key_sum", compensation.key_sum, "compensation.memory",
+                    compensation.memory);
+  }
+  expect(compensation.position >= 0, operation, "compensation.position", "is negative");
 }
 
 /// Throws std::invalid_argument if `parameter`, which is only read, overlaps the memory or the output.

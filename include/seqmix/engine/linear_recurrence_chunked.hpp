@@ -157,7 +157,9 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
   if constexpr (Normalizer::any) {
     for (Index t = 0; t < tokens; ++t) {
       Batch<T> sum = broadcast(T(0));
-      for (Index i = 0; i < pitch; i += width) sum = fma(load(result.query + t * pitch + i), load(key_sum + i), sum);
+      for (Index i = 0; i < pitch; i += width) {
+        sum = fma(load(result.query + t * pitch + i), whole_key_sum<Decay>(load(key_sum + i), key_sum, pitch, i), sum);
+      }
       T denominator = reduce_add(sum);
       for (Index s = 0; s <= t; ++s) denominator += result.mix[t * tokens + s];
       result.inverse_denominator[t] = T(1) / (denominator + problem.normalizer.epsilon);
@@ -172,8 +174,9 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
 }
 
 /// S = diag(decay) S + keys^T V for one panel [key_dim][2 vectors] of a memory. keys [tokens][pitch], values
-/// [tokens][2 vectors]. Without `decay` (nullptr) the memory keeps all.
-template <class T>
+/// [tokens][2 vectors]. Without `decay` (nullptr) the memory keeps all. A panel in two parts is followed by the settled
+/// one, as large, which afterwards holds all that counts.
+template <bool two_parts, class T>
 void update_panel(const T* keys, Index pitch, const T* decay, const T* values, Index tokens, Index key_dim, T* panel) {
   constexpr Index width = lanes<T>, columns = 2 * width;
   const auto rows = [&](auto count, Index i) SEQMIX_INLINE_LAMBDA {
@@ -183,8 +186,11 @@ void update_panel(const T* keys, Index pitch, const T* decay, const T* values, I
           const Batch<T> memory = load(panel + (i + row) * columns + vector * width);
           return decay ? memory * broadcast(decay[i + row]) : memory;
         },
-        [&](auto row, auto vector, const Batch<T>& sum)
-            SEQMIX_INLINE_LAMBDA { store(panel + (i + row) * columns + vector * width, sum); });
+        [&](auto row, auto vector, const Batch<T>& sum) SEQMIX_INLINE_LAMBDA {
+          T* const recent = panel + (i + row) * columns + vector * width;
+          store(recent, sum);
+          if constexpr (two_parts) settle(recent, recent + key_dim * columns, width);
+        });
   };
   Index i = 0;
   for (; i + tile_rows <= key_dim; i += tile_rows) rows(std::integral_constant<Index, tile_rows>{}, i);
@@ -255,17 +261,19 @@ SEQMIX_ALWAYS_INLINE void read_panel(const T* query, Index pitch, const T* panel
 /// Takes one panel of the memory, [key_dim][2 vectors], over one chunk, and writes its outputs. `columns` of the panel's
 /// value columns exist. value and output are the panel's part of the first token's row. `values` [chunk_tokens][2 vectors]
 /// is scratch. Calls meanwhile() once.
-template <bool decays, bool normalizes, class T, class Meanwhile>
+template <bool decays, bool normalizes, bool two_parts, class T, class Meanwhile>
 void sweep_panel(const ChunkCoefficients<T>& coefficients, Index key_dim, T* panel, const T* value, Index value_stride,
                  T* output, Index output_stride, Index columns, T* values, const Meanwhile& meanwhile) {
   meanwhile();
   const Index pitch = padded<T>(key_dim);
   load_values(value, value_stride, columns, values);
-  read_panel<1, normalizes>(static_cast<const T*>(coefficients.query), pitch, static_cast<const T*>(panel), key_dim,
-                            coefficients.mix, static_cast<const T*>(values), coefficients.inverse_denominator, output,
-                            output_stride, columns);
-  update_panel(static_cast<const T*>(coefficients.key), pitch, decays ? coefficients.decay : nullptr,
-               static_cast<const T*>(values), chunk_tokens, key_dim, panel);
+  // Of a memory in two parts the recent one is no more than the settled one's rounding error.
+  const T* const whole = panel + (two_parts ? key_dim * 2 * lanes<T> : 0);
+  read_panel<1, normalizes>(static_cast<const T*>(coefficients.query), pitch, whole, key_dim, coefficients.mix,
+                            static_cast<const T*>(values), coefficients.inverse_denominator, output, output_stride,
+                            columns);
+  update_panel<two_parts>(static_cast<const T*>(coefficients.key), pitch, decays ? coefficients.decay : nullptr,
+                          static_cast<const T*>(values), chunk_tokens, key_dim, panel);
 }
 
 }  // namespace detail

@@ -115,7 +115,7 @@ SEQMIX_ALWAYS_INLINE void decay_products(const TokenRows<T> (&source_rows)[2], c
 
 /// Computes the coefficients of Tokens tokens, those from token `first` of the head's sequences on, from their rows and
 /// factors. `factors` is what load_factors left of them, or, where they differ by token and channel, scratch
-/// [Tokens][padded key_dim]. `key_sum` [padded key_dim] is z, with a normalizer.
+/// [Tokens][padded key_dim]. `key_sum` (see load_key_sum) is z, with a normalizer.
 template <class T, Index Tokens, bool low_rank, class Problem>
 void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, Index first,
                           const StagedRows<T>& staged, T* factors, T* key_sum,
@@ -175,8 +175,9 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
     for (Index i = 0; i < key_dim; i += width) {
       const T* rows = result.rows + i * row_vectors;
       Batch<T> z = load(key_sum + i);
+      const Batch<T> whole = whole_key_sum<Decay>(z, key_sum, pitch, i);
       unroll<Tokens>([&](auto t)
-                         SEQMIX_INLINE_LAMBDA { sum[t] = fma(load(rows + (1 + sources + t) * width), z, sum[t]); });
+                         SEQMIX_INLINE_LAMBDA { sum[t] = fma(load(rows + (1 + sources + t) * width), whole, sum[t]); });
       if constexpr (Decay::any) z *= load(rows);
       unroll<Tokens>([&](auto s) SEQMIX_INLINE_LAMBDA { z += load(rows + (1 + sources - Tokens + s) * width); });
       store(key_sum + i, z);
@@ -233,10 +234,11 @@ SEQMIX_ALWAYS_INLINE void mix_sources(const DeltaCoefficients<T, Tokens, low_ran
 /// Takes one panel of the memory, [key_dim][2 vectors], over Tokens tokens, and writes their outputs. `columns` of the
 /// panel's value columns exist. value and output are the panel's part of the first token's row. Calls meanwhile() every
 /// `lanes` rows of the memory, which it goes over twice.
-template <bool decays, bool normalizes, class T, Index Tokens, bool low_rank, class Meanwhile>
+template <bool decays, bool normalizes, bool two_parts, class T, Index Tokens, bool low_rank, class Meanwhile>
 SEQMIX_ALWAYS_INLINE void sweep_panel(const DeltaCoefficients<T, Tokens, low_rank>& coefficients, Index key_dim,
                                       T* panel, const T* value, Index value_stride, T* output, Index output_stride,
                                       Index columns, T* /*values*/, const Meanwhile& meanwhile) {
+  static_assert(!two_parts, "what a delta policy takes out of the memory keeps it small");
   using Coefficients = DeltaCoefficients<T, Tokens, low_rank>;
   constexpr Index width = lanes<T>, sources = Coefficients::sources, row_vectors = Coefficients::row_vectors;
   // Chains of additions enough to hide their latency.

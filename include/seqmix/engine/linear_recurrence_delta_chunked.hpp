@@ -96,7 +96,9 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
   if constexpr (Normalizer::any) {
     for (Index t = 0; t < tokens; ++t) {
       Batch<T> sum = broadcast(T(0));
-      for (Index i = 0; i < pitch; i += width) sum = fma(load(result.query + t * pitch + i), load(key_sum + i), sum);
+      for (Index i = 0; i < pitch; i += width) {
+        sum = fma(load(result.query + t * pitch + i), whole_key_sum<Decay>(load(key_sum + i), key_sum, pitch, i), sum);
+      }
       T denominator = reduce_add(sum);
       for (Index s = 0; s <= t; ++s) denominator += result.mix[t * sources + sources - tokens + s];
       result.inverse_denominator[t] = T(1) / (denominator + problem.normalizer.epsilon);
@@ -155,7 +157,7 @@ SEQMIX_ALWAYS_INLINE void solve_chunk(const DeltaChunkCoefficients<T, low_rank>&
 /// Takes one panel of the memory, [key_dim][2 vectors], over one chunk, and writes its outputs. `columns` of the panel's
 /// value columns exist. value and output are the panel's part of the first token's row. `values` [sources][2 vectors] is
 /// scratch. Calls meanwhile() once.
-template <bool decays, bool normalizes, class T, bool low_rank, class Meanwhile>
+template <bool decays, bool normalizes, bool two_parts, class T, bool low_rank, class Meanwhile>
 void sweep_panel(const DeltaChunkCoefficients<T, low_rank>& coefficients, Index key_dim, T* panel, const T* value,
                  Index value_stride, T* output, Index output_stride, Index columns, T* values,
                  const Meanwhile& meanwhile) {
@@ -168,8 +170,8 @@ void sweep_panel(const DeltaChunkCoefficients<T, low_rank>& coefficients, Index 
   read_panel<Coefficients::groups, normalizes>(
       static_cast<const T*>(coefficients.query), pitch, static_cast<const T*>(panel), key_dim, coefficients.mix,
       static_cast<const T*>(values), coefficients.inverse_denominator, output, output_stride, columns);
-  update_panel(static_cast<const T*>(coefficients.source), pitch, decays ? coefficients.decay : nullptr,
-               static_cast<const T*>(values), Coefficients::sources, key_dim, panel);
+  update_panel<two_parts>(static_cast<const T*>(coefficients.source), pitch, decays ? coefficients.decay : nullptr,
+                          static_cast<const T*>(values), Coefficients::sources, key_dim, panel);
 }
 
 }  // namespace detail

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cmath>
 #include <seqmix/engine/linear_recurrence_problem.hpp>
+#include <seqmix/engine/linear_recurrence_sums.hpp>
 #include <seqmix/simd/batch.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
@@ -73,7 +74,7 @@ SEQMIX_ALWAYS_INLINE void take_factors(const LinearRecurrenceHead<T>& head, Inde
 
 /// Computes the coefficients of Tokens tokens, those from token `first` of the head's sequences on, from their rows and
 /// factors. `factors` is what load_factors left of them, or, where they differ by token and channel, scratch
-/// [Tokens][padded key_dim]. `key_sum` [padded key_dim] is z, with a normalizer.
+/// [Tokens][padded key_dim]. `key_sum` (see load_key_sum) is z, with a normalizer.
 template <class T, Index Tokens, class Problem>
 void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, Index first,
                           const StagedRows<T>& staged, T* factors, T* key_sum,
@@ -160,8 +161,9 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
     for (Index i = 0; i < key_dim; i += width) {
       const T* rows = result.rows + i * row_vectors;
       Batch<T> z = load(key_sum + i);
+      const Batch<T> whole = whole_key_sum<Decay>(z, key_sum, pitch, i);
       unroll<Tokens>([&](auto t)
-                         SEQMIX_INLINE_LAMBDA { sum[t] = fma(load(rows + (1 + Tokens + t) * width), z, sum[t]); });
+                         SEQMIX_INLINE_LAMBDA { sum[t] = fma(load(rows + (1 + Tokens + t) * width), whole, sum[t]); });
       if constexpr (Decay::any) z *= load(rows);
       unroll<Tokens>([&](auto s) SEQMIX_INLINE_LAMBDA { z += load(rows + (1 + s) * width); });
       store(key_sum + i, z);
@@ -175,9 +177,9 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
 }
 
 /// Takes one panel of the memory, [key_dim][2 vectors], over Tokens tokens, and writes their outputs. `columns` of the
-/// panel's value columns exist. value and output are the panel's part of the first token's row. Calls meanwhile() every
-/// `lanes` rows of the memory.
-template <bool decays, bool normalizes, class T, Index Tokens, class Meanwhile>
+/// panel's value columns exist. value and output are the panel's part of the first token's row. A panel in two parts is
+/// followed by the settled one, as large. Calls meanwhile() every `lanes` rows of the memory.
+template <bool decays, bool normalizes, bool two_parts, class T, Index Tokens, class Meanwhile>
 SEQMIX_ALWAYS_INLINE void sweep_panel(const RecurrenceCoefficients<T, Tokens>& coefficients, Index key_dim, T* panel,
                                       const T* value, Index value_stride, T* output, Index output_stride, Index columns,
                                       T* /*values*/, const Meanwhile& meanwhile) {
@@ -185,6 +187,7 @@ SEQMIX_ALWAYS_INLINE void sweep_panel(const RecurrenceCoefficients<T, Tokens>& c
   constexpr Index row_vectors = RecurrenceCoefficients<T, Tokens>::row_vectors;
   const bool full = columns >= 2 * width;
   const Index tail[2] = {std::min(columns, width), std::max(columns - width, Index(0))};
+  [[maybe_unused]] const Index settled = key_dim * 2 * width;
 
   Batch<T> v[Tokens][2], o[Tokens][2];
   unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
@@ -202,9 +205,13 @@ SEQMIX_ALWAYS_INLINE void sweep_panel(const RecurrenceCoefficients<T, Tokens>& c
 
   const auto sweep_row = [&](auto, const T* coefficient, T* row) SEQMIX_INLINE_LAMBDA {
     Batch<T> memory[2] = {load(row), load(row + width)};
+    Batch<T> whole[2] = {memory[0], memory[1]};
+    if constexpr (two_parts) {
+      unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { whole[b] += load(row + settled + b * width); });
+    }
     unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
       const Batch<T> q = broadcast(coefficient[(1 + Tokens + t) * width]);
-      unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { o[t][b] = fma(q, memory[b], o[t][b]); });
+      unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { o[t][b] = fma(q, whole[b], o[t][b]); });
     });
     if constexpr (decays) {
       const Batch<T> d = broadcast(coefficient[0]);

@@ -11,7 +11,7 @@ namespace detail {
 
 /// Computes the coefficients of token t from its staged rows: what prepare_coefficients does for many, in one pass over the
 /// key channels, decays included. A step waits for this before it can touch the memory. constant_factors [padded key_dim]
-/// holds decays that are the same at every token (see load_factors), key_sum [padded key_dim] is z, with a normalizer.
+/// holds decays that are the same at every token (see load_factors), key_sum (see load_key_sum) is z, with a normalizer.
 template <class T, class Problem, class Coefficients>
 SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecurrenceHead<T>& head, Index t,
                                         const StagedRows<T>& staged, const T* constant_factors, T* key_sum,
@@ -52,7 +52,7 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
     }
     if constexpr (Normalizer::any) {
       Batch<T> z = load(key_sum + i);
-      sum = fma(q, z, sum);
+      sum = fma(q, whole_key_sum<Decay>(z, key_sum, padded<T>(key_dim), i), sum);
       if constexpr (Decay::any) z *= d;
       store(key_sum + i, z + k);
     }
@@ -80,10 +80,12 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
 }
 
 /// Takes `Vectors` vectors of every row of a memory in place over one token. With columns >= 0, Vectors is 1 and only that
-/// many columns exist.
-template <Index Vectors, bool decays, class T>
+/// many columns exist. In two parts, the memory is the recent part, and `settled` the other.
+template <Index Vectors, bool decays, bool two_parts = false, class T>
 SEQMIX_ALWAYS_INLINE void sweep_in_place(const RecurrenceCoefficients<T, 1>& coefficients, Index key_dim, T* memory,
-                                         Index row_stride, const T* value, T* output, T output_scale, Index columns) {
+                                         Index row_stride, const T* value, T* output, T output_scale, Index columns,
+                                         [[maybe_unused]] const T* settled = nullptr,
+                                         [[maybe_unused]] Index settled_stride = 0) {
   constexpr Index width = lanes<T>;
   const auto read = [&](const T* source) SEQMIX_INLINE_LAMBDA -> Batch<T> {
     return columns < 0 ? load(source) : load_partial(source, columns);
@@ -110,12 +112,31 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const RecurrenceCoefficients<T, 1>& coe
       Batch<T> x = read(row + b * width);
       // Else the compiler reads it twice, and the ports for loads are what limits this loop.
       keep_in_register<T>(x);
-      o[b] = fma(q, x, o[b]);
+      if constexpr (two_parts) {
+        o[b] = fma(q, x + read(settled + i * settled_stride + b * width), o[b]);
+      } else {
+        o[b] = fma(q, x, o[b]);
+      }
       if constexpr (decays) x *= d;
       write(row + b * width, fma(k, v[b], x));
     });
   }
   unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA { write(output + b * width, o[b] * broadcast(output_scale)); });
+}
+
+}  // namespace detail
+
+namespace detail {
+
+/// Settles some rows of one head of a memory in two parts after the token at `position`, so that every row has its turn
+/// once in settle_interval tokens.
+template <class T>
+void settle_rows(const Sequence<T>& recent, const Sequence<T>& settled, Index position) {
+  const Index count = (settled.length() + settle_interval - 1) / settle_interval;
+  const Index first = position % ((settled.length() + count - 1) / count) * count;
+  for (Index i = first; i < std::min(first + count, settled.length()); ++i) {
+    settle(recent.row(i), settled.row(i), settled.channels());
+  }
 }
 
 }  // namespace detail
@@ -129,18 +150,18 @@ template <class T, class Decay, class Readout, class Normalizer, class Delta>
 void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, Delta>& problem,
                                 Workspace& workspace) {
   constexpr Index width = lanes<T>;
+  constexpr bool sums = LinearRecurrenceProblem<T, Decay, Readout, Normalizer, Delta>::sums;
   const Index key_dim = problem.key_dim(), value_dim = problem.value_dim(), pitch = detail::padded<T>(key_dim);
   const auto frame = workspace.frame();
   detail::CoefficientsOf<Delta, T, 1> coefficients(key_dim, workspace);
   detail::StagedRows<T> staged(problem.delta, 1, key_dim, workspace);
   T* factors = workspace.take<T>(pitch).data();
-  T* key_sum = workspace.take<T>(Normalizer::any ? pitch : 0).data();
+  T* key_sum = workspace.take<T>(Normalizer::any ? 2 * pitch : 0).data();
   for (Index h = 0; h < problem.heads(); ++h) {
     const auto head = problem.head(h);
-    if constexpr (Normalizer::any) {
-      std::fill_n(key_sum, pitch, T(0));
-      std::copy_n(problem.normalizer.sum.row(h), key_dim, key_sum);
-    }
+    if constexpr (Normalizer::any) detail::load_key_sum<Decay>(problem.normalizer, h, key_sum);
+    Sequence<T> recent;
+    if constexpr (sums) recent = problem.decay.compensation.head(h);
     if constexpr (Decay::constant) detail::load_factors<Decay>(head, 0, 1, factors);
     for (Index t = 0; t < problem.length(); ++t) {
       staged.load(problem, head, t, 1);
@@ -148,6 +169,14 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
       T output_scale = T(1);
       if constexpr (Normalizer::any) output_scale = coefficients.inverse_denominator[0];
       const auto sweep = [&](auto vectors, Index column, Index columns) SEQMIX_INLINE_LAMBDA {
+        if constexpr (sums) {
+          if (recent.data()) {
+            detail::sweep_in_place<vectors, false, true>(
+                coefficients, key_dim, recent.data() + column, recent.stride(), head.value.row(t) + column,
+                head.output.row(t) + column, output_scale, columns, head.memory.data() + column, head.memory.stride());
+            return;
+          }
+        }
         detail::sweep_in_place<vectors, Decay::any>(coefficients, key_dim, head.memory.data() + column,
                                                     head.memory.stride(), head.value.row(t) + column,
                                                     head.output.row(t) + column, output_scale, columns);
@@ -163,8 +192,11 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
         const Index columns = std::min(width, value_dim - column);
         sweep(std::integral_constant<Index, 1>{}, column, columns == width ? Index(-1) : columns);
       }
+      if constexpr (sums) {
+        if (recent.data()) detail::settle_rows(recent, head.memory, problem.decay.position + t);
+      }
     }
-    if constexpr (Normalizer::any) std::copy_n(key_sum, key_dim, problem.normalizer.sum.row(h));
+    if constexpr (Normalizer::any) detail::save_key_sum<Decay>(key_sum, problem.normalizer, h);
   }
 }
 

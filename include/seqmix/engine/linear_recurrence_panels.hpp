@@ -29,7 +29,7 @@ class PanelRecurrence {
     for (auto& chunk : chunks_) chunk = ChunkCoefficientsOf<Delta, T>(key_dim_, workspace);
     for (auto& group : groups_) group = CoefficientsOf<Delta, T, group_tokens>(key_dim_, workspace);
     for (auto& single : singles_) single = CoefficientsOf<Delta, T, 1>(key_dim_, workspace);
-    panels_memory_ = workspace.take<T>((last - first) * panel_size_).data();
+    panels_memory_ = workspace.take<T>((last - first) * parts * panel_size_).data();
     staged_ = StagedRows<T>(problem.delta, block, key_dim_, workspace);
     values_ = workspace.take<T>((Delta::low_rank ? 2 : 1) * chunk_tokens * panel_columns).data();
     const Index heads = last_head_ - first_head_ + 1;
@@ -38,21 +38,20 @@ class PanelRecurrence {
                             : Decay::per_channel ? (chunked ? chunk_tokens : group_tokens) * pitch_
                                                  : padded<T>(block))
                    .data();
-    key_sums_ = workspace.take<T>(Normalizer::any ? heads * pitch_ : 0).data();
+    key_sums_ = workspace.take<T>(Normalizer::any ? heads * 2 * pitch_ : 0).data();
   }
 
-  /// Runs all tokens. initial_key_sum [heads, key_dim] is the normalizer's sum before the first of them.
-  void run(Sequence<const T> initial_key_sum) {
+  /// Runs all tokens. `initial` is the normalizer as before the first of them.
+  void run(const decltype(Problem::normalizer)& initial) {
     load_panels();
     for (Index h = first_head_; h <= last_head_; ++h) {
-      if constexpr (Normalizer::any) {
-        std::fill_n(key_sum(h), pitch_, T(0));
-        std::copy_n(initial_key_sum.row(h), key_dim_, key_sum(h));
-      }
+      if constexpr (Normalizer::any) load_key_sum<Decay>(initial, h, key_sum(h));
       if constexpr (Decay::constant) load_factors<Decay>(problem_.head(h), 0, 1, factors(h));
     }
+    Index settled = 0;
     for (Index begin = 0; begin < problem_.length(); begin += block) {
       for (Index h = first_head_; h <= last_head_; ++h) run_block(h, begin, std::min(block, problem_.length() - begin));
+      if (begin + block - settled >= settle_interval) settle_all(), settled = begin + block;
     }
     save_panels();
   }
@@ -64,28 +63,43 @@ class PanelRecurrence {
 
   static constexpr Index panel_columns = 2 * lanes<T>;
   static constexpr bool chunked = order == RecurrenceOrder::chunked;
+  static constexpr Index parts = Problem::sums ? 2 : 1;  // of a panel: recent, settled
   // Two sources for each of four tokens do not fit sixteen registers.
   static constexpr Index group_tokens = Delta::low_rank && register_count<> < 32 ? 2 : 4;
   static constexpr Index block = chunked ? 2 * chunk_tokens : 8;
 
   Index columns_of(Index panel) const { return std::min(panel_columns, value_dim_ - panel * panel_columns); }
-  T* panel_memory(Index unit) { return panels_memory_ + (unit - first_) * panel_size_; }
-  T* key_sum(Index h) { return key_sums_ + (Normalizer::any ? (h - first_head_) * pitch_ : 0); }
+  T* panel_memory(Index unit) { return panels_memory_ + (unit - first_) * parts * panel_size_; }
+  T* key_sum(Index h) { return key_sums_ + (Normalizer::any ? (h - first_head_) * 2 * pitch_ : 0); }
   T* factors(Index h) { return factors_ + (Decay::constant ? (h - first_head_) * pitch_ : 0); }
 
-  /// Calls f(row of the memory, row of the panel, columns that exist) for every row of every panel.
+  /// Calls f(row of the memory, row of the panel, columns that exist) for every row of every panel's part.
   template <class F>
-  SEQMIX_ALWAYS_INLINE void for_panel_rows(F&& f) {
+  SEQMIX_ALWAYS_INLINE void for_panel_rows(const MemoryView<T>& memory, Index part, F&& f) {
     for (Index unit = first_; unit < last_; ++unit) {
       const Index h = unit / panels_, panel = unit % panels_, columns = columns_of(panel);
+      T* const row = panel_memory(unit) + part * panel_size_;
       for (Index i = 0; i < key_dim_; ++i) {
-        f(problem_.memory.row(h, i) + panel * panel_columns, panel_memory(unit) + i * panel_columns, columns);
+        f(memory.row(h, i) + panel * panel_columns, row + i * panel_columns, columns);
       }
     }
   }
 
   void load_panels() {
-    for_panel_rows([](const T* memory, T* row, Index columns) SEQMIX_INLINE_LAMBDA {
+    load_part(problem_.memory, parts - 1);
+    if constexpr (Problem::sums) {
+      if (problem_.decay.compensation.data()) {
+        load_part(problem_.decay.compensation, 0);
+        // Chunks read the settled part only.
+        if constexpr (chunked) settle_all();
+      } else {
+        for (Index unit = first_; unit < last_; ++unit) std::fill_n(panel_memory(unit), panel_size_, T(0));
+      }
+    }
+  }
+
+  void load_part(const MemoryView<T>& from, Index part) {
+    for_panel_rows(from, part, [](const T* memory, T* row, Index columns) SEQMIX_INLINE_LAMBDA {
       unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
         constexpr Index width = lanes<T>;
         // A panel is a cache line or two wide: a call of memcpy for each row takes longer than a token does.
@@ -96,18 +110,38 @@ class PanelRecurrence {
     });
   }
 
-  void save_panels() {
-    for_panel_rows([](T* memory, const T* row, Index columns) SEQMIX_INLINE_LAMBDA {
+  void save_part(const MemoryView<T>& to, Index part) {
+    for_panel_rows(to, part, [](T* memory, const T* row, Index columns) SEQMIX_INLINE_LAMBDA {
       unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
         constexpr Index width = lanes<T>;
         if (columns > b * width) store_some(memory + b * width, load(row + b * width), columns - b * width);
       });
     });
+  }
+
+  void save_panels() {
+    settle_all();
+    save_part(problem_.memory, parts - 1);
+    if constexpr (Problem::sums) {
+      if (problem_.decay.compensation.data()) save_part(problem_.decay.compensation, 0);
+    }
     if constexpr (Normalizer::any) {
       for (Index h = first_head_; h <= last_head_; ++h) {
         // Of the threads that share a head, that of its first panel.
-        if (h * panels_ >= first_) std::copy_n(key_sum(h), key_dim_, problem_.normalizer.sum.row(h));
+        if (h * panels_ >= first_) save_key_sum<Decay>(key_sum(h), problem_.normalizer, h);
       }
+    }
+  }
+
+  /// Moves the recent parts of all sums into the settled ones.
+  void settle_all() {
+    if constexpr (Problem::sums) {
+      for (Index unit = first_; unit < last_; ++unit) {
+        settle(panel_memory(unit), panel_memory(unit) + panel_size_, panel_size_);
+      }
+    }
+    if constexpr (Normalizer::any && !Decay::any) {
+      for (Index h = first_head_; h <= last_head_; ++h) settle(key_sum(h), key_sum(h) + pitch_, pitch_);
     }
   }
 
@@ -129,10 +163,10 @@ class PanelRecurrence {
       const Index panel = unit - h * panels_, column = panel * panel_columns, columns = columns_of(panel);
       Index token = begin;
       for_each_group(count, [&](const auto& coefficients) SEQMIX_INLINE_LAMBDA {
-        sweep_panel<Decay::any, Normalizer::any>(coefficients, key_dim_, panel_memory(unit),
-                                                 head.value.row(token) + column, head.value.stride(),
-                                                 head.output.row(token) + column, head.output.stride(), columns,
-                                                 values_, [&]() SEQMIX_INLINE_LAMBDA { upcoming.prefetch(); });
+        sweep_panel<Decay::any, Normalizer::any, Problem::sums>(
+            coefficients, key_dim_, panel_memory(unit), head.value.row(token) + column, head.value.stride(),
+            head.output.row(token) + column, head.output.stride(), columns, values_,
+            [&]() SEQMIX_INLINE_LAMBDA { upcoming.prefetch(); });
         token += coefficients.token_count;
       });
     }
@@ -241,17 +275,19 @@ void linear_recurrence_panels(const LinearRecurrenceProblem<T, Decay, Readout, N
   const Index workers = std::min(workspace.concurrency(), units);
   if (workers == 0) return;
   const auto frame = workspace.frame();
-  Sequence<T> initial_key_sum;
+  Normalizer initial = problem.normalizer;
   if constexpr (Normalizer::any) {
     // Threads that share a head all start from its sum, so none may overwrite it before the others have read it.
-    initial_key_sum = workspace.sequence<T>(problem.heads(), problem.key_dim());
-    for (Index h = 0; h < problem.heads(); ++h) {
-      std::copy_n(problem.normalizer.sum.row(h), problem.key_dim(), initial_key_sum.row(h));
+    for (Sequence<T>* sum : {&initial.sum, &initial.compensation}) {
+      if (!sum->data()) continue;
+      const auto copy = workspace.sequence<T>(problem.heads(), problem.key_dim());
+      for (Index h = 0; h < problem.heads(); ++h) std::copy_n(sum->row(h), problem.key_dim(), copy.row(h));
+      *sum = copy;
     }
   }
   workspace.parallel_for(workers, [&](Index worker, Workspace& local) {
     detail::PanelRecurrence<order, T, Problem>(problem, units * worker / workers, units * (worker + 1) / workers, local)
-        .run(initial_key_sum);
+        .run(initial);
   });
 }
 

@@ -66,6 +66,8 @@ struct LinearRecurrenceProblem {
   Delta delta{};
 
   static_assert(!(Delta::any && Readout::bonus));
+  /// Whether the memory is a sum over all tokens, to be held in two parts (see decay::None).
+  static constexpr bool sums = !Decay::any && !Delta::any;
 
   Index length() const { return output.length(); }
   Index heads() const { return output.heads(); }
@@ -85,7 +87,7 @@ struct LinearRecurrenceProblem {
                                    {},
                                    {},
                                    output.head(h),
-                                   {memory.row(h, 0), key_dim(), value_dim(), memory.row_stride()}};
+                                   memory.head(h)};
     if constexpr (Delta::low_rank) {
       result.a = delta.a.head(shared(delta.a.heads()));
       result.b = delta.b.head(shared(delta.b.heads()));

@@ -17,6 +17,7 @@
 #include <seqmix/core/random.hpp>
 #include <seqmix/engine/linear_attention_global.hpp>
 #include <seqmix/engine/linear_recurrence.hpp>
+#include <seqmix/engine/summed_memory.hpp>
 #include <seqmix/parts/feature_map.hpp>
 #include <seqmix/parts/linear.hpp>
 #include <seqmix/parts/norm.hpp>
@@ -31,41 +32,31 @@ struct LinearAttentionOptions {
   T epsilon = T(1e-6);  ///< added to the denominator
 };
 
-namespace detail {
-
-template <std::floating_point T>
-void expect_key_sum(const HeadSequence<const T>& query, const HeadSequence<const T>& key,
-                    const HeadSequence<const T>& value, const MemoryView<T>& memory, const Sequence<T>& key_sum,
-                    const HeadSequence<T>& output) {
-  expect_shape("linear_attention", "key_sum", {memory.heads(), memory.key_dim()}, key_sum);
-  expect_disjoint("linear_attention", "key_sum", key_sum, "memory", memory);
-  expect_disjoint("linear_attention", "key_sum", key_sum, "output", output);
-  expect_disjoint("linear_attention", "key_sum", key_sum, "query", query);
-  expect_disjoint("linear_attention", "key_sum", key_sum, "key", key);
-  expect_disjoint("linear_attention", "key_sum", key_sum, "value", value);
-}
-
-}  // namespace detail
-
 /// Causal linear attention from and into `memory` [H, K, V] and `key_sum` [H, K] (left alone unless normalising). query
 /// [L, Hq, K], key [L, Hk, K], value [L, Hv, V] with Hq, Hk and Hv dividing H, output [L, H, V]. Map is one of
-/// feature_map. O(L H K V) time, O(H K V) scratch. Allocates nothing once `workspace` is warm.
+/// feature_map. With a compensation (see SummedMemory), memory and key_sum are only the greater parts of S and z, and sums
+/// keep their digits over any number of pieces; else they are rounded after each piece, or each of a few tokens.
+/// O(L H K V) time, O(H K V) scratch. Allocates nothing once `workspace` is warm.
 /// Throws std::invalid_argument on shapes that do not fit and on outputs that overlap.
 template <class Map = feature_map::Elu1, std::floating_point T>
 void linear_attention(ConstHeadSequence<T> query, ConstHeadSequence<T> key, ConstHeadSequence<T> value,
                       const std::type_identity_t<LinearAttentionOptions<T>>& options, MemoryView<T> memory,
-                      Sequence<T> key_sum, HeadSequence<T> output, Workspace& workspace) {
-  expect_recurrence_shapes<T>("linear_attention", query, key, value, memory, output);
+                      Sequence<T> key_sum, HeadSequence<T> output, Workspace& workspace,
+                      const std::type_identity_t<SumCompensation<T>>& compensation = {}) {
+  constexpr std::string_view name = "linear_attention";
+  expect_recurrence_shapes<T>(name, query, key, value, memory, output);
+  expect_compensation<T>(name, query, key, value, memory, key_sum, compensation, output);
+  const decay::None<T> decay{compensation.memory, compensation.position};
   if (options.normalize) {
-    detail::expect_key_sum<T>(query, key, value, memory, key_sum, output);
+    expect_key_sum<T>(name, query, key, value, memory, key_sum, output);
     linear_recurrence(
         LinearRecurrenceProblem<T, decay::None<T>, readout::AfterUpdate<T>, normalizer::KeySum<T>>{
             query,
             key,
             value,
+            decay,
             {},
-            {},
-            {key_sum, options.epsilon},
+            {key_sum, options.epsilon, compensation.key_sum},
             options.scale,
             memory,
             output,
@@ -75,7 +66,7 @@ void linear_attention(ConstHeadSequence<T> query, ConstHeadSequence<T> key, Cons
   } else {
     linear_recurrence(
         LinearRecurrenceProblem<T, decay::None<T>, readout::AfterUpdate<T>, normalizer::None<T>>{
-            query, key, value, {}, {}, {}, options.scale, memory, output, row_map<T, Map>, row_map<T, Map>},
+            query, key, value, decay, {}, {}, options.scale, memory, output, row_map<T, Map>, row_map<T, Map>},
         workspace);
   }
 }
@@ -161,15 +152,7 @@ class LinearAttention : public RecurrentMixerBase<LinearAttention<T, Map, way>, 
     }
   };
 
-  struct State {
-    Tensor<T> memory;   // [H, K, V], S_t
-    Tensor<T> key_sum;  // [H, K], z_t
-
-    template <class Self, class Visitor>
-    static void visit(Self& self, Visitor&& visitor) {
-      visitor("memory", self.memory), visitor("key_sum", self.key_sum);
-    }
-  };
+  using State = SummedMemory<T>;
 
   /// Packs the weights. Throws std::invalid_argument unless key_value_heads divides heads and the shapes of `weights`
   /// follow from `config`.
@@ -217,18 +200,15 @@ class LinearAttention : public RecurrentMixerBase<LinearAttention<T, Map, way>, 
     }
   }
 
-  /// The empty state: H K (V + 1) zeros.
+  /// The empty state: 2 H K (V + 1) zeros.
   State initial_state() const
     requires(way == Direction::causal)
   {
-    return {Tensor<T>(memory_shape()), Tensor<T>(key_sum_shape())};
+    return State(memory_shape());
   }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
-  void check_state(const State& state) const {
-    expect_shape(name, "state.memory", memory_shape(), state.memory.shape());
-    expect_shape(name, "state.key_sum", key_sum_shape(), state.key_sum.shape());
-  }
+  void check_state(const State& state) const { state.check(name, memory_shape()); }
 
   void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
     mix(x, y, workspace, [&](const auto& query, const auto& key, const auto& value, const auto& output) {
@@ -237,15 +217,15 @@ class LinearAttention : public RecurrentMixerBase<LinearAttention<T, Map, way>, 
         State& state = batch.state(b);
         linear_attention<feature_map::Identity, T>(query.rows(begin, length), key.rows(begin, length),
                                                    value.rows(begin, length), config_.options, state.memory,
-                                                   {state.key_sum.data(), config_.heads, config_.key_dim},
-                                                   output.rows(begin, length), workspace);
+                                                   state.key_sum_view(), output.rows(begin, length), workspace,
+                                                   state.compensation_view());
+        state.position += length;
       }
     });
   }
 
  private:
   Shape memory_shape() const { return {config_.heads, config_.key_dim, config_.value_dim}; }
-  Shape key_sum_shape() const { return {config_.heads, config_.key_dim}; }
 
   static Config completed(Config config) {
     expect(config.channels > 0, name, "config.channels", "must be positive");

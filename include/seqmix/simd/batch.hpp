@@ -435,6 +435,28 @@ SEQMIX_ALWAYS_INLINE void keep_in_register([[maybe_unused]] Batch<T>& value) {
 #endif
 }
 
+/// A sum of two numbers without loss: a + b = sum + error, where `sum` is the rounded one.
+template <class T>
+struct ExactSum {
+  Batch<T> sum, error;
+};
+
+/// a + b without loss, whichever is the larger (Knuth's two-sum). Where the sum is not finite, the error is 0. A compiler
+/// would contract products into these additions, and the error would be that of another sum: it is kept from it.
+template <class T>
+SEQMIX_ALWAYS_INLINE ExactSum<T> two_sum(Batch<T> a, Batch<T> b) {
+  keep_in_register<T>(a);
+  keep_in_register<T>(b);
+  Batch<T> sum = a + b;
+  keep_in_register<T>(sum);
+  Batch<T> b_part = sum - a;
+  keep_in_register<T>(b_part);
+  Batch<T> a_part = sum - b_part;
+  keep_in_register<T>(a_part);
+  const Batch<T> error = (a - a_part) + (b - b_part);
+  return {sum, select(error == error, error, broadcast(T(0)))};
+}
+
 /// Asks for the cache line at `address` before it is written. Any address is legal; without effect where unsupported.
 SEQMIX_ALWAYS_INLINE void prefetch_write([[maybe_unused]] void* address) {
 #if defined(__GNUC__) || defined(__clang__)

@@ -1,0 +1,69 @@
+// Sums over all tokens that keep their digits, however many tokens there are: memories without decay, and sums of keys.
+//
+// Such a sum is held in two parts. Tokens read settled + recent and are added to the recent part, which stays small and so
+// exact; after every settle_interval tokens it is moved into the settled part, and what rounding the new sum takes away
+// stays behind as the beginning of the next recent part. So errors don't grow with the number of tokens.
+#pragma once
+
+#include <algorithm>
+#include <seqmix/engine/linear_recurrence_problem.hpp>
+#include <seqmix/simd/batch.hpp>
+
+namespace seqmix::inline SEQMIX_ARCH {
+
+namespace detail {
+
+/// Tokens, about, that the recent part of a sum takes before it is moved into the settled one. More would lose digits: a
+/// sum of n equal numbers is up to n / 2 units in the last place off. Fewer would cost time: moving it takes about as long
+/// as a pass over the memory.
+inline constexpr Index settle_interval = 256;
+
+/// Moves recent[0 .. count) into settled[0 .. count) as far as it is large enough to count there.
+template <class T>
+SEQMIX_ALWAYS_INLINE void settle(T* recent, T* settled, Index count) {
+  constexpr Index width = lanes<T>;
+  Index i = 0;
+  for (; i + width <= count; i += width) {
+    const auto [sum, error] = two_sum<T>(load(settled + i), load(recent + i));
+    store(settled + i, sum);
+    store(recent + i, error);
+  }
+  if (i < count) {
+    const auto [sum, error] = two_sum<T>(load_partial(settled + i, count - i), load_partial(recent + i, count - i));
+    store_partial(settled + i, sum, count - i);
+    store_partial(recent + i, error, count - i);
+  }
+}
+
+/// Head h of the normalizer's sum in a kernel's scratch: [recent, padded key_dim][settled, padded key_dim]. With a decay all
+/// of it is recent: it forgets rounding errors as it forgets keys.
+template <class Decay, class T>
+void load_key_sum(const normalizer::KeySum<T>& from, Index h, T* key_sum) {
+  const Index key_dim = from.sum.channels(), pitch = padded<T>(key_dim);
+  std::fill_n(key_sum, 2 * pitch, T(0));
+  std::copy_n(from.sum.row(h), key_dim, key_sum + (Decay::any ? 0 : pitch));
+  if (!Decay::any && from.compensation.data()) std::copy_n(from.compensation.row(h), key_dim, key_sum);
+}
+
+/// And back.
+template <class Decay, class T>
+void save_key_sum(T* key_sum, const normalizer::KeySum<T>& to, Index h) {
+  const Index key_dim = to.sum.channels(), pitch = padded<T>(key_dim);
+  if (!Decay::any) settle(key_sum, key_sum + pitch, pitch);
+  std::copy_n(key_sum + (Decay::any ? 0 : pitch), key_dim, to.sum.row(h));
+  if (!Decay::any && to.compensation.data()) std::copy_n(key_sum, key_dim, to.compensation.row(h));
+}
+
+/// What tokens read of vector i of a sum of keys whose recent part is z.
+template <class Decay, class T>
+SEQMIX_ALWAYS_INLINE Batch<T> whole_key_sum(const Batch<T>& z, const T* key_sum, Index pitch, Index i) {
+  if constexpr (Decay::any) {
+    return z;
+  } else {
+    return z + load(key_sum + pitch + i);
+  }
+}
+
+}  // namespace detail
+
+}  // namespace seqmix::inline SEQMIX_ARCH
