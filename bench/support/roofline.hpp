@@ -6,6 +6,9 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <limits>
 #include <seqmix/core/view.hpp>
 
 #include "support/probes.hpp"
@@ -97,6 +100,44 @@ inline Work linear_recurrence_step(Index heads, Index key_dim, Index value_dim, 
   work.streamed_bytes = 0;
   work.resident_bytes = 8.0 * double(heads * key_dim * value_dim);
   return work;
+}
+
+/// Gated slot attention: a recurrence over keys and slots, a softmax over slots, a recurrence over slots and values; the
+/// gates of a slot are shared by both. Each has its products and a decay or scale for every channel of the key side.
+inline Work gated_slot_attention(Index length, Index heads, Index key_dim, Index value_dim, Index slots) {
+  const double K = double(key_dim), V = double(value_dim), M = double(slots);
+  return double(length * heads) *
+         Work{.flops = 4 * M * (K + V) + 5 * K + 5 * M, .exps = 2 * M, .streamed_bytes = 4 * (2 * K + 2 * V + 2 * M)};
+}
+
+/// The same for one token: both memories are read and written.
+inline Work gated_slot_attention_step(Index heads, Index key_dim, Index value_dim, Index slots) {
+  Work work = gated_slot_attention(1, heads, key_dim, value_dim, slots);
+  work.streamed_bytes = 0;
+  work.resident_bytes = 8.0 * double(heads * slots * (key_dim + value_dim));
+  return work;
+}
+
+/// Log-linear attention, the least over all sizes of chunk: scores and weighted values of the pairs inside a chunk, a read of
+/// a memory for every set bit of a token's position above the chunk, and one addition to a memory.
+inline Work log_linear_recurrence(Index length, Index heads, Index key_dim, Index value_dim) {
+  const double K = double(key_dim), V = double(value_dim);
+  double flops = std::numeric_limits<double>::infinity(), scales = 0;
+  for (Index bits = 0; Index(1) << bits <= length; ++bits) {
+    double reads = 0;
+    for (Index t = 0; t < length; ++t) reads += std::popcount(std::uint64_t(t >> bits));
+    if (bits == 0) scales = reads + double(length);
+    const double pairs = double(length) * (double(Index(1) << bits) + 1) / 2;
+    flops = std::min(flops, pairs * 2 * (K + V) + (reads + double(length)) * 2 * K * V);
+  }
+  const double numbers = double(length) * (2 * K + 2 * V + 1) + scales;
+  return double(heads) * Work{.flops = flops, .exps = double(length), .streamed_bytes = 4 * numbers};
+}
+
+/// The same for the token at `position`, which reads a memory for each set bit and writes one.
+inline Work log_linear_step(Index position, Index heads, Index key_dim, Index value_dim) {
+  const double cells = double(heads * key_dim * value_dim), memories = std::popcount(std::uint64_t(position)) + 1;
+  return {.flops = 2 * cells * memories, .exps = double(heads), .resident_bytes = 4 * cells * memories};
 }
 
 /// x [rows, inputs] times a weight matrix [outputs, inputs]: the weights stay in cache, the rows stream.

@@ -87,6 +87,10 @@ struct TokenChannelDecay {
   template <class T>
   using Policy = decay::PerTokenChannel<T>;
 };
+struct TokenValueChannelDecay {
+  template <class T>
+  using Policy = decay::PerTokenValueChannel<T>;
+};
 
 struct Sizes {
   Index length = 1, heads = 1, key_dim = 1, value_dim = 1;
@@ -115,8 +119,11 @@ struct Inputs {
         query(sizes.length, sizes.query_heads, sizes.key_dim, gaps ? 3 : 0, gaps ? 5 : 0),
         key(sizes.length, sizes.key_heads, sizes.key_dim, gaps ? 1 : 0, gaps ? 2 : 0),
         value(sizes.length, sizes.value_heads, sizes.value_dim, gaps ? 2 : 0, gaps ? 7 : 0),
-        log_decay(Decay::constant ? 1 : sizes.length, sizes.decay_heads, Decay::per_channel ? sizes.key_dim : 1,
-                  gaps && Decay::per_channel ? 2 : 0, gaps ? 3 : 0),
+        log_decay(Decay::constant ? 1 : sizes.length, sizes.decay_heads,
+                  Decay::per_channel         ? sizes.key_dim
+                  : Decay::per_value_channel ? sizes.value_dim
+                                             : 1,
+                  gaps && (Decay::per_channel || Decay::per_value_channel) ? 2 : 0, gaps ? 3 : 0),
         bonus(1, sizes.bonus_heads, sizes.key_dim, gaps ? 4 : 0, 0),
         memory(1, sizes.heads * sizes.key_dim, sizes.value_dim, gaps ? 3 : 0, 0),
         memory_rest(1, sizes.heads * sizes.key_dim, sizes.value_dim, gaps ? 2 : 0, 0),
@@ -154,6 +161,7 @@ struct Inputs {
     }
     if constexpr (std::same_as<Decay, decay::PerToken<T>>) return {g.rows(begin, count).flat()};
     if constexpr (std::same_as<Decay, decay::PerTokenChannel<T>>) return {g.rows(begin, count)};
+    if constexpr (std::same_as<Decay, decay::PerTokenValueChannel<T>>) return {g.rows(begin, count)};
   }
 
   // Rows begin .. begin + count - 1, from and into memories and sums like those of this struct.
@@ -263,13 +271,16 @@ auto expected_of(const Inputs<T, Kind, with_bonus, with_sum, Map>& inputs, const
         const R q = mapped<Map>(R(inputs.query.view(t, inputs.shared(h, s.query_heads), i))) * R(inputs.scale);
         const R k = mapped<Map>(R(inputs.key.view(t, inputs.shared(h, s.key_heads), i)));
         const R u_i = R(inputs.bonus.view(0, inputs.shared(h, s.bonus_heads), i));
-        R log_decay = 0;
-        if constexpr (Decay::any) {
-          log_decay = R(inputs.log_decay.view(Decay::constant ? 0 : t, inputs.shared(h, s.decay_heads),
-                                              Decay::per_channel ? i : 0));
-        }
-        const R d = std::exp(log_decay), factor_error = d > 0 ? (4 - 2 * log_decay) * u * d + tiny : R(0);
+        R d = 1, factor_error = 0;
         for (Index j = 0; j <= V; ++j) {
+          if ((Decay::any && j == 0) || (Decay::per_value_channel && j < V)) {
+            const R log_decay = R(inputs.log_decay.view(Decay::constant ? 0 : t, inputs.shared(h, s.decay_heads),
+                                                        Decay::per_channel         ? i
+                                                        : Decay::per_value_channel ? j
+                                                                                   : 0));
+            d = std::exp(log_decay);
+            factor_error = d > 0 ? (4 - 2 * log_decay) * u * d + tiny : R(0);
+          }
           const R v = j < V ? R(inputs.value.view(t, inputs.shared(h, s.value_heads), j)) : R(1);
           Bounded<R>& m = at(i, j);
           Bounded<R>& y = output[std::size_t(j)];
@@ -347,8 +358,10 @@ void evaluate(Order order, const Problem& problem, Workspace& workspace) {
     linear_recurrence_in_place(problem, workspace);
   } else if (order == Order::fused) {
     linear_recurrence_panels<RecurrenceOrder::fused>(problem, workspace);
-  } else {
+  } else if constexpr (!decltype(problem.decay)::per_value_channel) {
     linear_recurrence_panels<RecurrenceOrder::chunked>(problem, workspace);
+  } else {
+    linear_recurrence_panels<RecurrenceOrder::fused>(problem, workspace);  // there is no chunked order
   }
 }
 
@@ -579,9 +592,12 @@ void check_not_a_number() {
     check_spread<I>(
         order, "decay",
         [&](I& inputs) {
-          inputs.log_decay.view(at, 1, I::Decay::per_channel ? 2 : 0) = std::numeric_limits<T>::quiet_NaN();
+          constexpr Index channel = I::Decay::per_channel ? 2 : I::Decay::per_value_channel ? 18 : 0;
+          inputs.log_decay.view(at, 1, channel) = std::numeric_limits<T>::quiet_NaN();
         },
-        [&](Index t, Index h, Index) { return t >= (I::Readout::bonus ? at + 1 : at) && h == 1; });
+        [&](Index t, Index h, Index j) {
+          return t >= (I::Readout::bonus ? at + 1 : at) && h == 1 && (!I::Decay::per_value_channel || j == 18);
+        });
   }
 }
 

@@ -27,6 +27,9 @@ TEST_CASE("linear recurrence, decay per token and channel, double", "[linear_rec
   SECTION("read after the update, normalised") { check_policy<Inputs<double, TokenChannelDecay, false, true>>(); }
   SECTION("read before the update") { check_policy<Inputs<double, TokenChannelDecay, true, false>>(); }
 }
+TEST_CASE("linear recurrence, decay per token and value channel, double", "[linear_recurrence]") {
+  check_policy<Inputs<double, TokenValueChannelDecay, false, false>>();
+}
 
 TEST_CASE("linear recurrence, any number of threads gives the same bits, double", "[linear_recurrence]") {
   check_threads<Inputs<double, NoDecay, false, true>>();

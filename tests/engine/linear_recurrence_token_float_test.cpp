@@ -14,6 +14,9 @@ TEST_CASE("linear recurrence, decay per token and channel, float", "[linear_recu
   SECTION("read after the update") { check_policy<Inputs<float, TokenChannelDecay, false, false>>(); }
   SECTION("read before the update, normalised") { check_policy<Inputs<float, TokenChannelDecay, true, true>>(); }
 }
+TEST_CASE("linear recurrence, decay per token and value channel, float", "[linear_recurrence]") {
+  check_policy<Inputs<float, TokenValueChannelDecay, false, false>>();
+}
 
 TEST_CASE("linear recurrence, any number of threads gives the same bits, decays per token, float",
           "[linear_recurrence]") {
@@ -21,12 +24,14 @@ TEST_CASE("linear recurrence, any number of threads gives the same bits, decays 
   check_threads<Inputs<float, TokenDecay, true, false>>();
   check_threads<Inputs<float, TokenChannelDecay, false, false>>();
   check_threads<Inputs<float, TokenChannelDecay, true, true>>();
+  check_threads<Inputs<float, TokenValueChannelDecay, false, false>>();
 }
 
 TEST_CASE("linear recurrence, NaN and infinity go where the equations take them, decays per token, float",
           "[linear_recurrence]") {
   check_not_a_number<Inputs<float, TokenDecay, true, false>>();
   check_not_a_number<Inputs<float, TokenChannelDecay, false, false>>();
+  check_not_a_number<Inputs<float, TokenValueChannelDecay, false, false>>();
 }
 
 TEST_CASE("linear recurrence, errors of a decayed memory do not grow with the length, decays per token",

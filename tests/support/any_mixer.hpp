@@ -37,8 +37,8 @@ class AnyState {
   /// Makes array `which` longer: a state of a mixer with other sizes.
   virtual void lengthen(Index which) = 0;
 
-  /// Gives array `which` the same numbers in another shape: a state of a mixer whose sizes have the same product. False
-  /// where it has no shape.
+  /// Gives array `which` another shape of as many numbers: a state of a mixer whose sizes have the same product. False where
+  /// it has no shape, or that one already.
   virtual bool reshape(Index which) = 0;
 };
 
@@ -118,8 +118,9 @@ class StateOf final : public AnyState {
       if constexpr (!std::is_arithmetic_v<Field>) {
         if (array++ != which) return;
         if constexpr (requires { field.shape(); }) {
-          field = Field(Shape{Index(field.size()), 1, 1, 1});  // no state has four dimensions
-          done = true;
+          const Shape line{Index(field.size()), 1, 1, 1};  // few states have four dimensions
+          done = !(field.shape() == line);
+          field = Field(line);
         }
       }
     });

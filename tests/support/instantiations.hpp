@@ -35,7 +35,8 @@
 #define SEQMIX_TEST_RECURRENCES_BY_TOKEN(instantiate, T)                    \
   SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerToken<T>)        \
   SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerTokenChannel<T>) \
-  SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerTokenChannel<T>, seqmix::readout::BeforeUpdate<T>)
+  SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerTokenChannel<T>, seqmix::readout::BeforeUpdate<T>) \
+  SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerTokenValueChannel<T>)
 
 #define SEQMIX_TEST_RECURRENCES_DELTA(instantiate, T)                                                        \
   SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::None<T>, seqmix::readout::AfterUpdate<T>,            \

@@ -79,6 +79,25 @@ struct ConvolvedMemoryNames {
   std::string memory = "S", query = "conv_q", key = "conv_k", value = "conv_v";
 };
 
+/// Reads the histories of convolutions that a layer's state holds in its fields query, key and value.
+template <class State>
+void read_histories(GoldenCase& golden, const ConvolvedMemoryNames& names, State& state) {
+  const auto history = [&](const std::string& name, auto& field) {
+    if (!golden.has("input.state." + name)) return;
+    std::remove_cvref_t<decltype(field)> given({field.shape()[1], field.shape()[0]});
+    golden.copy("input.state." + name, given);
+    field = transposed(given);
+  };
+  history(names.query, state.query), history(names.key, state.key), history(names.value, state.value);
+}
+template <class State>
+void collect_histories(const State& state, const ConvolvedMemoryNames& names, GoldenOutputs& outputs) {
+  const auto history = [&](const std::string& name, const auto& field) {
+    if (!field.empty()) outputs.add("state." + name, transposed(field));
+  };
+  history(names.query, state.query), history(names.key, state.key), history(names.value, state.value);
+}
+
 /// A layer whose state is a ConvolvedMemoryState.
 template <class M>
 struct ConvolvedLayerGolden : GoldenLayer<M> {
@@ -94,20 +113,11 @@ struct ConvolvedLayerGolden : GoldenLayer<M> {
 
   void read_state(GoldenCase& golden, State& state) override {
     if (golden.has("input.state." + names.memory)) golden.copy("input.state." + names.memory, state.memory);
-    const auto history = [&](const std::string& name, Tensor<T>& field) {
-      if (!golden.has("input.state." + name)) return;
-      Tensor<T> given({field.shape()[1], field.shape()[0]});
-      golden.copy("input.state." + name, given);
-      field = transposed(given);
-    };
-    history(names.query, state.query), history(names.key, state.key), history(names.value, state.value);
+    read_histories(golden, names, state);
   }
   void collect_state(const State& state, GoldenOutputs& outputs) const override {
     outputs.add("state." + names.memory, state.memory);
-    const auto history = [&](const std::string& name, const Tensor<T>& field) {
-      if (!field.empty()) outputs.add("state." + name, transposed(field));
-    };
-    history(names.query, state.query), history(names.key, state.key), history(names.value, state.value);
+    collect_histories(state, names, outputs);
   }
 
   ConvolvedMemoryNames names;

@@ -40,6 +40,8 @@ class MemoryLoop {
       for (Index j = 0; j < memory_.cols(); ++j) memory_(i, j) += key.data()[i] * value.data()[j];
     }
   }
+  /// Row i of S.
+  Matrixd row(Index i) const { return memory_.row(i); }
   /// query^T S.
   Matrixd read(const Matrixd& query) const {
     Matrixd result = Matrixd::Zero(1, memory_.cols());

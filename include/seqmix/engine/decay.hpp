@@ -1,9 +1,9 @@
 // Decay policies of the linear recurrence: by how much the memory fades from token to token.
 //
-// A policy gives the natural logarithm of the factor by which row i of a head's memory is multiplied when a token is
-// added. Logarithms are <= 0; -infinity (the row is forgotten) is legal. Policies with fewer heads than the recurrence
-// are shared by groups of consecutive heads. head(h) is [length, key_dim] or [length, 1], with stride 0 where the decay
-// is the same at every token.
+// A policy gives the natural logarithm of the factor by which row i (or column j) of a head's memory is multiplied when a
+// token is added. Logarithms are <= 0; -infinity (the row is forgotten) is legal. Policies with fewer heads than the
+// recurrence are shared by groups of consecutive heads. head(h) is [length, key_dim], [length, value_dim] or [length, 1],
+// with stride 0 where the decay is the same at every token.
 #pragma once
 
 #include <seqmix/core/view.hpp>
@@ -18,8 +18,9 @@ namespace seqmix::decay {
 template <class T>
 struct None {
   static constexpr bool any = false;
-  static constexpr bool per_channel = false;  ///< one factor for each key channel, else one for the whole head
-  static constexpr bool constant = true;      ///< the same at every token
+  static constexpr bool per_channel = false;        ///< one factor for each key channel, else one for the whole head
+  static constexpr bool per_value_channel = false;  ///< or one for each value channel
+  static constexpr bool constant = true;            ///< the same at every token
   Index heads() const { return 1; }
   Sequence<const T> head(Index) const { return {}; }
 
@@ -33,6 +34,7 @@ template <class T>
 struct PerHead {
   static constexpr bool any = true;
   static constexpr bool per_channel = false;
+  static constexpr bool per_value_channel = false;
   static constexpr bool constant = true;
   ConstToken<T> log_decay;
   Index heads() const { return log_decay.channels(); }
@@ -44,6 +46,7 @@ template <class T>
 struct PerChannel {
   static constexpr bool any = true;
   static constexpr bool per_channel = true;
+  static constexpr bool per_value_channel = false;
   static constexpr bool constant = true;
   ConstSequence<T> log_decay;
   Index heads() const { return log_decay.length(); }
@@ -55,6 +58,7 @@ template <class T>
 struct PerToken {
   static constexpr bool any = true;
   static constexpr bool per_channel = false;
+  static constexpr bool per_value_channel = false;
   static constexpr bool constant = false;
   ConstSequence<T> log_decay;
   Index heads() const { return log_decay.channels(); }
@@ -66,6 +70,20 @@ template <class T>
 struct PerTokenChannel {
   static constexpr bool any = true;
   static constexpr bool per_channel = true;
+  static constexpr bool per_value_channel = false;
+  static constexpr bool constant = false;
+  ConstHeadSequence<T> log_decay;
+  Index heads() const { return log_decay.heads(); }
+  Sequence<const T> head(Index h) const { return log_decay.head(h); }
+};
+
+/// log_decay [length, heads, value_dim]: columns of the memory fade, not rows (the keys of gated slot attention). Without
+/// bonus, normalizer and delta rule.
+template <class T>
+struct PerTokenValueChannel {
+  static constexpr bool any = true;
+  static constexpr bool per_channel = false;
+  static constexpr bool per_value_channel = true;
   static constexpr bool constant = false;
   ConstHeadSequence<T> log_decay;
   Index heads() const { return log_decay.heads(); }

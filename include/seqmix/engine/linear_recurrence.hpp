@@ -16,6 +16,7 @@
 // Cost O(L H K V) time and O(H K V) scratch; nothing of size L^2 or L K exists.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <seqmix/engine/linear_recurrence_in_place.hpp>
 #include <seqmix/engine/linear_recurrence_panels.hpp>
@@ -40,6 +41,38 @@ void linear_recurrence(const LinearRecurrenceProblem<T, Decay, Readout, Normaliz
     linear_recurrence_in_place(problem, workspace);
   } else {
     linear_recurrence_panels<RecurrenceOrder::fused>(problem, workspace);
+  }
+}
+
+/// The same where the memory has fewer heads than queries and output: consecutive heads of these read one memory, whose
+/// heads are those that the other streams' divide. Without normalizer. The memory is swept once for every head that reads it:
+/// O(heads key_dim value_dim) time for each token, O(memory) scratch.
+template <class T, class Decay, class Readout, class Normalizer, class Delta>
+void linear_recurrence_shared_memory(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, Delta>& problem,
+                                     Workspace& workspace) {
+  static_assert(!Normalizer::any && !Readout::bonus);
+  const MemoryView<T>& memory = problem.memory;
+  const Index heads = memory.heads(), readers = heads == 0 ? 0 : problem.heads() / heads;
+  const auto frame = workspace.frame();
+  const auto copy = workspace.take<T>(readers > 1 ? memory.shape().size() : 0);
+  const auto read_by = [&]<class U>(const HeadSequence<U>& all, Index reader) {
+    return HeadSequence<U>(all.data() + reader * all.head_stride(), all.length(), heads, all.head_dim(),
+                           all.row_stride(), readers * all.head_stride());
+  };
+  // All but the last work on a copy.
+  for (Index reader = 0; reader < readers; ++reader) {
+    auto one = problem;
+    one.query = read_by(problem.query, reader);
+    one.output = read_by(problem.output, reader);
+    if (reader + 1 < readers) {
+      one.memory = MemoryView<T>(copy.data(), heads, memory.key_dim(), memory.value_dim());
+      for (Index h = 0; h < heads; ++h) {
+        for (Index i = 0; i < memory.key_dim(); ++i) {
+          std::copy_n(memory.row(h, i), memory.value_dim(), one.memory.row(h, i));
+        }
+      }
+    }
+    linear_recurrence(one, workspace);
   }
 }
 

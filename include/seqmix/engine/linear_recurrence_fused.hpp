@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <seqmix/engine/linear_recurrence_problem.hpp>
 #include <seqmix/engine/linear_recurrence_sums.hpp>
 #include <seqmix/simd/batch.hpp>
@@ -79,7 +80,7 @@ template <class T, Index Tokens, class Problem>
 void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, Index first,
                           const StagedRows<T>& staged, T* factors, T* key_sum,
                           RecurrenceCoefficients<T, Tokens>& result) {
-  using Decay = decltype(problem.decay);
+  using Decay = RowDecay<decltype(problem.decay), T>;
   using Readout = decltype(problem.readout);
   using Normalizer = decltype(problem.normalizer);
   constexpr Index width = lanes<T>;
@@ -176,32 +177,79 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
   }
 }
 
+/// What the tokens of a block contribute to those whose products q_t . k_s are not all numbers, where columns fade: own
+/// [Tokens][2 vectors], with the decays multiplied into the value and the key before the query is, because a product may be
+/// beyond the largest number before the decays only. column_factors as in sweep_panel.
+template <class T, Index Tokens>
+[[gnu::noinline]] void fade_then_multiply(const RecurrenceCoefficients<T, Tokens>& coefficients, Index key_dim,
+                                          const T* value, Index value_stride, const T* column_factors,
+                                          Index factor_pitch, Index columns, T* own) {
+  constexpr Index width = lanes<T>, row_vectors = RecurrenceCoefficients<T, Tokens>::row_vectors;
+  for (Index t = 0; t < Tokens; ++t) {
+    const T* mix = coefficients.mix + t * (t + 1) / 2;
+    if (std::all_of(mix, mix + t + 1, [](T product) { return std::isfinite(product); })) continue;
+    for (Index j = 0; j < columns; ++j) {
+      T sum = T(0);
+      for (Index s = 0; s <= t; ++s) {
+        T faded = value[s * value_stride + j];
+        for (Index r = s + 1; r <= t; ++r) faded *= column_factors[r * factor_pitch + j];
+        for (Index i = 0; i < key_dim; ++i) {
+          const T* coefficient = coefficients.rows + i / width * width * row_vectors + i % width;
+          sum += coefficient[(1 + Tokens + t) * width] * (coefficient[(1 + s) * width] * faded);
+        }
+      }
+      own[t * 2 * width + j] = sum;
+    }
+  }
+}
+
 /// Takes one panel of the memory, [key_dim][2 vectors], over Tokens tokens, and writes their outputs. `columns` of the
 /// panel's value columns exist. value and output are the panel's part of the first token's row. A panel in two parts is
-/// followed by the settled one, as large. Calls meanwhile() every `lanes` rows of the memory.
-template <bool decays, bool normalizes, bool two_parts, class T, Index Tokens, class Meanwhile>
+/// followed by the settled one, as large. `decays` says whether rows of the memory do. Where columns fade, column_factors is
+/// the panel's part of the first token's factors, factor_pitch apart from token to token. Calls meanwhile() every `lanes`
+/// rows of the memory.
+template <bool decays, bool normalizes, bool two_parts, bool columns_fade = false, class T, Index Tokens,
+          class Meanwhile>
 SEQMIX_ALWAYS_INLINE void sweep_panel(const RecurrenceCoefficients<T, Tokens>& coefficients, Index key_dim, T* panel,
                                       const T* value, Index value_stride, T* output, Index output_stride, Index columns,
-                                      T* /*values*/, const Meanwhile& meanwhile) {
+                                      T* /*values*/, const Meanwhile& meanwhile, const T* column_factors = nullptr,
+                                      Index factor_pitch = 0) {
   constexpr Index width = lanes<T>;
   constexpr Index row_vectors = RecurrenceCoefficients<T, Tokens>::row_vectors;
   const bool full = columns >= 2 * width;
   const Index tail[2] = {std::min(columns, width), std::max(columns - width, Index(0))};
   [[maybe_unused]] const Index settled = key_dim * 2 * width;
 
-  Batch<T> v[Tokens][2], o[Tokens][2];
+  Batch<T> v[Tokens][2], o[Tokens][2], fade[2];
+  // What the tokens contribute to one another waits in memory, where columns fade, until what they read has faded.
+  T own[columns_fade ? Tokens * 2 * width : 1];
   unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
     unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
       const T* source = value + t * value_stride + b * width;
       v[t][b] = full ? load(source) : load_partial(source, tail[b]);
     });
     unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
+      if constexpr (columns_fade) {
+        const Batch<T> factor = load(column_factors + t * factor_pitch + b * width);
+        unroll<t>([&](auto s) SEQMIX_INLINE_LAMBDA { v[s][b] *= factor; });
+        fade[b] = t == 0 ? factor : fade[b] * factor;
+      }
       o[t][b] = broadcast(coefficients.mix[t * (t + 1) / 2]) * v[0][b];
       unroll<t>([&](auto s) SEQMIX_INLINE_LAMBDA {
         o[t][b] = fma(broadcast(coefficients.mix[t * (t + 1) / 2 + s + 1]), v[s + 1][b], o[t][b]);
       });
+      if constexpr (columns_fade) {
+        store(own + (2 * t + b) * width, o[t][b]);
+        o[t][b] = broadcast(T(0));
+      }
     });
   });
+  if constexpr (columns_fade) {
+    if (!std::all_of(std::begin(coefficients.mix), std::end(coefficients.mix),
+                     [](T product) { return std::isfinite(product); })) [[unlikely]] {
+      fade_then_multiply(coefficients, key_dim, value, value_stride, column_factors, factor_pitch, columns, own);
+    }
+  }
 
   const auto sweep_row = [&](auto, const T* coefficient, T* row) SEQMIX_INLINE_LAMBDA {
     Batch<T> memory[2] = {load(row), load(row + width)};
@@ -217,6 +265,7 @@ SEQMIX_ALWAYS_INLINE void sweep_panel(const RecurrenceCoefficients<T, Tokens>& c
       const Batch<T> d = broadcast(coefficient[0]);
       unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { memory[b] *= d; });
     }
+    if constexpr (columns_fade) unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { memory[b] *= fade[b]; });
     unroll<Tokens>([&](auto s) SEQMIX_INLINE_LAMBDA {
       const Batch<T> k = broadcast(coefficient[(1 + s) * width]);
       unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { memory[b] = fma(k, v[s][b], memory[b]); });
@@ -227,6 +276,11 @@ SEQMIX_ALWAYS_INLINE void sweep_panel(const RecurrenceCoefficients<T, Tokens>& c
 
   unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
     unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
+      if constexpr (columns_fade) {
+        const Batch<T> factor = load(column_factors + t * factor_pitch + b * width);
+        fade[b] = t == 0 ? factor : fade[b] * factor;
+        o[t][b] = fma(o[t][b], fade[b], load(own + (2 * t + b) * width));
+      }
       if constexpr (normalizes) o[t][b] *= broadcast(coefficients.inverse_denominator[t]);
       T* destination = output + t * output_stride + b * width;
       if (full) {

@@ -16,7 +16,7 @@ template <class T, class Problem, class Coefficients>
 SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecurrenceHead<T>& head, Index t,
                                         const StagedRows<T>& staged, const T* constant_factors, T* key_sum,
                                         Coefficients& result) {
-  using Decay = decltype(problem.decay);
+  using Decay = RowDecay<decltype(problem.decay), T>;
   using Readout = decltype(problem.readout);
   using Normalizer = decltype(problem.normalizer);
   using Delta = decltype(problem.delta);
@@ -80,12 +80,14 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
 }
 
 /// Takes `Vectors` vectors of every row of a memory in place over one token. With columns >= 0, Vectors is 1 and only that
-/// many columns exist. In two parts, the memory is the recent part, and `settled` the other.
-template <Index Vectors, bool decays, bool two_parts = false, class T>
+/// many columns exist. In two parts, the memory is the recent part, and `settled` the other. `decays` says whether rows of
+/// the memory do; where columns fade, column_factors says by how much.
+template <Index Vectors, bool decays, bool two_parts = false, bool columns_fade = false, class T>
 SEQMIX_ALWAYS_INLINE void sweep_in_place(const RecurrenceCoefficients<T, 1>& coefficients, Index key_dim, T* memory,
                                          Index row_stride, const T* value, T* output, T output_scale, Index columns,
                                          [[maybe_unused]] const T* settled = nullptr,
-                                         [[maybe_unused]] Index settled_stride = 0) {
+                                         [[maybe_unused]] Index settled_stride = 0,
+                                         [[maybe_unused]] const T* column_factors = nullptr) {
   constexpr Index width = lanes<T>;
   const auto read = [&](const T* source) SEQMIX_INLINE_LAMBDA -> Batch<T> {
     return columns < 0 ? load(source) : load_partial(source, columns);
@@ -97,10 +99,11 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const RecurrenceCoefficients<T, 1>& coe
       store_partial(destination, x, columns);
     }
   };
-  Batch<T> v[Vectors], o[Vectors];
+  Batch<T> v[Vectors], o[Vectors], fade[Vectors];
   unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
     v[b] = read(value + b * width);
     o[b] = broadcast(coefficients.mix[0]) * v[b];
+    if constexpr (columns_fade) fade[b] = load(column_factors + b * width);
   });
   const T* rows = coefficients.rows;
   for (Index i = 0; i < key_dim; ++i) {
@@ -112,6 +115,7 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const RecurrenceCoefficients<T, 1>& coe
       Batch<T> x = read(row + b * width);
       // Else the compiler reads it twice, and the ports for loads are what limits this loop.
       keep_in_register<T>(x);
+      if constexpr (columns_fade) x *= fade[b];
       if constexpr (two_parts) {
         o[b] = fma(q, x + read(settled + i * settled_stride + b * width), o[b]);
       } else {
@@ -155,7 +159,7 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
   const auto frame = workspace.frame();
   detail::CoefficientsOf<Delta, T, 1> coefficients(key_dim, workspace);
   detail::StagedRows<T> staged(problem.delta, 1, key_dim, workspace);
-  T* factors = workspace.take<T>(pitch).data();
+  T* factors = workspace.take<T>(detail::factor_pitch<Decay, T>(key_dim, value_dim)).data();
   T* key_sum = workspace.take<T>(Normalizer::any ? 2 * pitch : 0).data();
   for (Index h = 0; h < problem.heads(); ++h) {
     const auto head = problem.head(h);
@@ -166,6 +170,7 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
     for (Index t = 0; t < problem.length(); ++t) {
       staged.load(problem, head, t, 1);
       detail::prepare_token(problem, head, t, staged, factors, key_sum, coefficients);
+      if constexpr (Decay::per_value_channel) detail::load_factors<Decay>(head, t, 1, factors);
       T output_scale = T(1);
       if constexpr (Normalizer::any) output_scale = coefficients.inverse_denominator[0];
       const auto sweep = [&](auto vectors, Index column, Index columns) SEQMIX_INLINE_LAMBDA {
@@ -177,9 +182,16 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
             return;
           }
         }
-        detail::sweep_in_place<vectors, Decay::any>(coefficients, key_dim, head.memory.data() + column,
-                                                    head.memory.stride(), head.value.row(t) + column,
-                                                    head.output.row(t) + column, output_scale, columns);
+        if constexpr (Decay::per_value_channel) {
+          detail::sweep_in_place<vectors, false, false, true>(
+              coefficients, key_dim, head.memory.data() + column, head.memory.stride(), head.value.row(t) + column,
+              head.output.row(t) + column, output_scale, columns, static_cast<const T*>(nullptr), Index(0),
+              static_cast<const T*>(factors) + column);
+        } else {
+          detail::sweep_in_place<vectors, Decay::any>(coefficients, key_dim, head.memory.data() + column,
+                                                      head.memory.stride(), head.value.row(t) + column,
+                                                      head.output.row(t) + column, output_scale, columns);
+        }
       };
       Index column = 0;
       for (; column + in_place_columns<T> <= value_dim; column += in_place_columns<T>) {

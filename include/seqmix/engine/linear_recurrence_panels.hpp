@@ -34,9 +34,10 @@ class PanelRecurrence {
     values_ = workspace.take<T>((Delta::low_rank ? 2 : 1) * chunk_tokens * panel_columns).data();
     const Index heads = last_head_ - first_head_ + 1;
     factors_ = workspace
-                   .take<T>(Decay::constant      ? heads * pitch_
-                            : Decay::per_channel ? (chunked ? chunk_tokens : group_tokens) * pitch_
-                                                 : padded<T>(block))
+                   .take<T>(Decay::constant            ? heads * pitch_
+                            : Decay::per_value_channel ? block * factor_pitch_
+                            : Decay::per_channel       ? (chunked ? chunk_tokens : group_tokens) * pitch_
+                                                       : padded<T>(block))
                    .data();
     key_sums_ = workspace.take<T>(Normalizer::any ? heads * 2 * pitch_ : 0).data();
   }
@@ -63,6 +64,8 @@ class PanelRecurrence {
 
   static constexpr Index panel_columns = 2 * lanes<T>;
   static constexpr bool chunked = order == RecurrenceOrder::chunked;
+  // Columns that fade each at their own pace leave no product of matrices.
+  static_assert(!(chunked && Decay::per_value_channel));
   static constexpr Index parts = Problem::sums ? 2 : 1;  // of a panel: recent, settled
   // Two sources for each of four tokens do not fit sixteen registers.
   static constexpr Index group_tokens = Delta::low_rank && register_count<> < 32 ? 2 : 4;
@@ -163,10 +166,19 @@ class PanelRecurrence {
       const Index panel = unit - h * panels_, column = panel * panel_columns, columns = columns_of(panel);
       Index token = begin;
       for_each_group(count, [&](const auto& coefficients) SEQMIX_INLINE_LAMBDA {
-        sweep_panel<Decay::any, Normalizer::any, Problem::sums>(
-            coefficients, key_dim_, panel_memory(unit), head.value.row(token) + column, head.value.stride(),
-            head.output.row(token) + column, head.output.stride(), columns, values_,
-            [&]() SEQMIX_INLINE_LAMBDA { upcoming.prefetch(); });
+        const T* value = head.value.row(token) + column;
+        T* output = head.output.row(token) + column;
+        const auto meanwhile = [&]() SEQMIX_INLINE_LAMBDA { upcoming.prefetch(); };
+        if constexpr (Decay::per_value_channel) {
+          sweep_panel<false, false, false, true>(
+              coefficients, key_dim_, panel_memory(unit), value, head.value.stride(), output, head.output.stride(),
+              columns, values_, meanwhile, static_cast<const T*>(factors_) + (token - begin) * factor_pitch_ + column,
+              factor_pitch_);
+        } else {
+          sweep_panel<Decay::any, Normalizer::any, Problem::sums>(coefficients, key_dim_, panel_memory(unit), value,
+                                                                  head.value.stride(), output, head.output.stride(),
+                                                                  columns, values_, meanwhile);
+        }
         token += coefficients.token_count;
       });
     }
@@ -253,6 +265,7 @@ class PanelRecurrence {
   const Problem& problem_;
   const Index first_, last_;
   const Index key_dim_ = problem_.key_dim(), value_dim_ = problem_.value_dim(), pitch_ = padded<T>(key_dim_);
+  const Index factor_pitch_ = factor_pitch<Decay, T>(key_dim_, value_dim_);
   const Index panels_ = (value_dim_ + panel_columns - 1) / panel_columns, panel_size_ = key_dim_ * panel_columns;
   const Index first_head_ = first_ / panels_, last_head_ = (last_ - 1) / panels_;
   std::array<ChunkCoefficientsOf<Delta, T>, chunked ? 2 : 0> chunks_;

@@ -8,6 +8,7 @@
 #include <seqmix/simd/batch.hpp>
 #include <seqmix/simd/math.hpp>
 #include <seqmix/simd/row_map.hpp>
+#include <type_traits>
 
 namespace seqmix::inline SEQMIX_ARCH {
 
@@ -68,6 +69,7 @@ struct LinearRecurrenceProblem {
   static_assert(!(Delta::any && Readout::bonus));
   /// Whether the memory is a sum over all tokens, to be held in two parts (see decay::None).
   static constexpr bool sums = !Decay::any && !Delta::any;
+  static_assert(!(Decay::per_value_channel && (Delta::any || Readout::bonus || Normalizer::any)));
 
   Index length() const { return output.length(); }
   Index heads() const { return output.heads(); }
@@ -111,16 +113,30 @@ SEQMIX_ALWAYS_INLINE Batch<T> channel_factor(const LinearRecurrenceHead<T>& head
   return exp2_decay(load_some(logs.data() + t * logs.stride() + i, logs.channels() - i) * broadcast(log2_e<T>));
 }
 
-/// Decay factors exp(log decay) of `count` tokens from `begin` on: [count][padded key_dim] if they differ by channel
-/// (padding is 1), else [count, in whole vectors]. Constant decays have one row.
+/// How the rows of a memory decay: not at all, where it is the columns that do.
+template <class Decay, class T>
+using RowDecay = std::conditional_t<Decay::per_value_channel, decay::None<T>, Decay>;
+
+/// Numbers from one token's decay factors to the next's, where they differ by channel: whole vectors of key channels, or
+/// whole pairs of vectors of value channels.
+template <class Decay, class T>
+constexpr Index factor_pitch(Index key_dim, Index value_dim) {
+  return Decay::per_value_channel ? padded<T>((value_dim + 1) / 2) * 2 : padded<T>(key_dim);
+}
+
+/// Decay factors exp(log decay) of `count` tokens from `begin` on: [count][factor_pitch] if they differ by channel (padding
+/// is 1), else [count, in whole
+/// vectors]. Constant decays have one row.
 template <class Decay, class T>
 void load_factors(const LinearRecurrenceHead<T>& head, Index begin, Index count, T* factors) {
   if constexpr (!Decay::any) return;
   if constexpr (Decay::constant) count = 1;
-  if constexpr (Decay::per_channel) {
-    const Index key_dim = head.log_decay.channels(), pitch = padded<T>(key_dim);
+  if constexpr (Decay::per_channel || Decay::per_value_channel) {
+    const Index channels = head.log_decay.channels(), pitch = factor_pitch<Decay, T>(channels, channels);
     for (Index t = 0; t < count; ++t) {
-      for (Index i = 0; i < key_dim; i += lanes<T>) store(factors + t * pitch + i, channel_factor(head, begin + t, i));
+      for (Index i = 0; i < channels; i += lanes<T>) store(factors + t * pitch + i, channel_factor(head, begin + t, i));
+      if (Decay::per_value_channel && padded<T>(channels) < pitch)
+        store(factors + (t + 1) * pitch - lanes<T>, broadcast(T(1)));
     }
   } else {
     const Batch<T> to_base_2 = broadcast(log2_e<T>);

@@ -59,6 +59,21 @@ struct ConvolvedStreamsConfig {
 /// What is applied to a stream on its way: nothing, silu, relu, or elu + 1.
 enum class StreamActivation { none, swish, relu, elu1 };
 
+/// x = activation(x) for every element, in place.
+template <class T>
+void apply_stream_activation(Sequence<T> x, StreamActivation activation) {
+  switch (activation) {
+    case StreamActivation::none:
+      return;
+    case StreamActivation::swish:
+      return apply_silu(x);
+    case StreamActivation::relu:
+      return apply_activation(x, feature_map::Relu{});
+    case StreamActivation::elu1:
+      return apply_activation(x, feature_map::Elu1{});
+  }
+}
+
 /// Queries, keys and values of one pass, [length, channels of the stream].
 template <class T>
 struct Streams {
@@ -115,6 +130,12 @@ class ConvolvedStreams {
   /// Throws std::invalid_argument unless the state is like that of initial_state.
   void check_state(const ConvolvedMemoryState<T>& state, const Shape& memory) const {
     expect_shape(operation_, "state.memory", memory, state.memory.shape());
+    check_histories(state);
+  }
+
+  /// Throws std::invalid_argument unless the fields query, key and value of a state are like those of initial_state.
+  template <class State>
+  void check_histories(const State& state) const {
     query_.check_state(operation_, "state.query", state.query);
     key_.check_state(operation_, "state.key", state.key);
     value_.check_state(operation_, "state.value", state.value);
@@ -139,17 +160,8 @@ class ConvolvedStreams {
 
  private:
   void activate(Sequence<T> x, StreamActivation activation) const {
-    switch (activation) {
-      case StreamActivation::none:
-        return;
-      case StreamActivation::swish:
-        if (!convolves_) apply_silu(x);
-        return;
-      case StreamActivation::relu:
-        return apply_activation(x, feature_map::Relu{});
-      case StreamActivation::elu1:
-        return apply_activation(x, feature_map::Elu1{});
-    }
+    if (convolves_ && activation == StreamActivation::swish) return;  // the convolutions have done so
+    apply_stream_activation(x, activation);
   }
 
   std::string_view operation_;
