@@ -153,4 +153,15 @@ class ReferenceMemory {
   std::vector<double> numbers_;  // [key_dim, value_dim]
 };
 
+/// Writes the products of all pairs of x[0 .. count), in the order of parts/symmetric_products.hpp: square * x_i^2, then
+/// mixed * x_i x_j. Returns the end of what is written.
+inline float* pair_products(const float* x, Index count, float square, float mixed, float* to) {
+  for (Index lag = 0; lag <= count / 2; ++lag) {
+    for (Index i = 0; i < (2 * lag == count ? lag : count); ++i) {
+      *to++ = (lag == 0 ? square : mixed) * x[i] * x[(i + lag) % count];
+    }
+  }
+  return to;
+}
+
 }  // namespace seqmix::bench

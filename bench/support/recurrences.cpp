@@ -32,11 +32,11 @@ struct Data {
         channel_log_decay(1, of.heads, of.key_dim, -0.2, 0, rng),
         bonus(1, of.heads, of.key_dim, -1, 1, rng),
         head_log_decay(1, 1, of.heads),
-        key_sum(1, of.heads, of.key_dim),
+        key_sum(1, of.heads, of.memory_rows()),
         beta(core.removal == Removal::delta_rule ? length : 0, 1, of.heads, 0, 1, rng),
         a(normalised(Tensor(core.removal == Removal::low_rank ? length : 0, of.heads, of.key_dim, -1, 1, rng))),
         b(a),
-        memory(static_cast<std::size_t>(of.heads * of.key_dim * of.value_dim)),
+        memory(static_cast<std::size_t>(of.heads * of.memory_rows() * of.value_dim)),
         workspace(executor(threads)) {
     for (Index h = 0; h < of.heads; ++h) {
       head_log_decay.view()(0, 0, h) = float(std::log1p(-std::exp2(-5.0 - double(h))));
@@ -61,8 +61,8 @@ struct Data {
             of_head(bonus),
             Token<const float>(head_log_decay.numbers().data(), shape.heads),
             output.view().rows(begin, count),
-            MemoryView<float>(memory.data(), shape.heads, shape.key_dim, shape.value_dim),
-            of_head(key_sum),
+            MemoryView<float>(memory.data(), shape.heads, shape.memory_rows(), shape.value_dim),
+            Sequence<float>(key_sum.numbers().data(), shape.heads, shape.memory_rows()),
             rows_of(beta).flat(),
             rows_of(a),
             rows_of(b)};
@@ -86,16 +86,18 @@ void check_recurrence(const RecurrenceCore& core, Data& data, Index begin, Index
   const RecurrenceShape& shape = data.shape;
   const RecurrenceStreams streams = data.streams(0, length);
   Comparison outputs, memories;
-  std::vector<float> query(std::size_t(shape.key_dim)), key(query);
-  const auto feature = [&](const float* from, std::vector<float>& to) {
+  const Index rows = shape.memory_rows();
+  std::vector<float> query(static_cast<std::size_t>(rows)), key(query);
+  const auto feature = [&](const float* from, bool of_query, std::vector<float>& to) {
+    if (core.features) return core.features(from, shape.key_dim, of_query, to.data());
     std::transform(from, from + shape.key_dim, to.begin(), [&](float x) { return core.feature ? core.feature(x) : x; });
   };
   for (const Index h : {Index(0), shape.heads - 1}) {
-    ReferenceMemory reference(shape.key_dim, shape.value_dim);
-    std::vector<double> key_sum(std::size_t(shape.key_dim));
+    ReferenceMemory reference(rows, shape.value_dim);
+    std::vector<double> key_sum(static_cast<std::size_t>(rows));
     for (Index t = 0; t < length; ++t) {
-      feature(streams.query.row(t, h), query);
-      feature(streams.key.row(t, h), key);
+      feature(streams.query.row(t, h), true, query);
+      feature(streams.key.row(t, h), false, key);
       for (Index i = 0; core.key && i < shape.key_dim; ++i) key[std::size_t(i)] = core.key(streams, t, h, i);
       const auto decay = [&](Index i) { return core.log_decay ? std::exp(core.log_decay(streams, t, h, i)) : 1.0; };
       const float* const of_value = streams.value.row(t, h);
@@ -120,7 +122,7 @@ void check_recurrence(const RecurrenceCore& core, Data& data, Index begin, Index
       if (!core.bonus) expected = reference.read(query.data(), core.scale);
       if (core.divisor) {
         double weight = 0;
-        for (Index i = 0; i < shape.key_dim; ++i) {
+        for (Index i = 0; i < rows; ++i) {
           double& sum = key_sum[std::size_t(i)];
           sum = decay(i) * sum + double(key[std::size_t(i)]);
           weight += core.scale * double(query[std::size_t(i)]) * sum;
@@ -129,7 +131,7 @@ void check_recurrence(const RecurrenceCore& core, Data& data, Index begin, Index
       }
       if (t >= begin) outputs.add(streams.output.row(t, h), expected.data(), shape.value_dim);
     }
-    memories.add(streams.memory.row(h, 0), reference.numbers().data(), shape.key_dim * shape.value_dim);
+    memories.add(streams.memory.row(h, 0), reference.numbers().data(), rows * shape.value_dim);
   }
   outputs.expect_within(5e-5, "the recurrence");
   memories.expect_within(5e-5, "its memory");
@@ -140,6 +142,7 @@ void check_recurrence(const RecurrenceCore& core, Data& data, Index begin, Index
 Case recurrence(const RecurrenceCore& core, const RecurrenceShape& shape, Index length, Index context, int threads) {
   constexpr Index spare = 16;  // steps go round these tokens, which follow the context
   const bool step = context > 0;
+  const Index rows = shape.memory_rows();
   const auto data = std::make_shared<Data>(core, shape, step ? context + spare : length, threads);
   Case result;
   if (step) {
@@ -147,12 +150,15 @@ Case recurrence(const RecurrenceCore& core, const RecurrenceShape& shape, Index 
     const auto steps = std::make_shared<Index>(0);
     result.run = [=] { core.call(data->streams(context + (*steps)++ % spare, 1), data->workspace); };
     result.check = [=] { check_recurrence(core, *data, context, context + 1); };
-    result.work = work::linear_recurrence_step(shape.heads, shape.key_dim, shape.value_dim, core.work);
+    result.work = shape.features > 0 ? work::feature_attention_step(shape.heads, shape.key_dim, rows, shape.value_dim)
+                                     : work::linear_recurrence_step(shape.heads, rows, shape.value_dim, core.work);
   } else {
     result.prepare = [=] { data->clear(); };
     result.run = [=] { core.call(data->streams(0, length), data->workspace); };
     result.check = [=] { check_recurrence(core, *data, 0, length); };
-    result.work = work::linear_recurrence(length, shape.heads, shape.key_dim, shape.value_dim, core.work);
+    result.work = shape.features > 0
+                      ? work::feature_attention(length, shape.heads, shape.key_dim, rows, shape.value_dim)
+                      : work::linear_recurrence(length, shape.heads, rows, shape.value_dim, core.work);
   }
   result.tokens = step ? 1 : length;
   result.state_bytes = Index(data->memory.size() * sizeof(float));
@@ -160,14 +166,14 @@ Case recurrence(const RecurrenceCore& core, const RecurrenceShape& shape, Index 
   return result;
 }
 
-bool add_recurrence(const std::string& name, const RecurrenceCore& core) {
+bool add_recurrence(const std::string& name, const RecurrenceCore& core, const RecurrenceShape& shape) {
   for (const Index length : {Index(2048), Index(8192)}) {
     if (length > effort().longest_core) continue;
     add_benchmark("core/" + name + "/length:" + std::to_string(length),
-                  [=](int threads) { return recurrence(core, {}, length, 0, threads); });
+                  [=](int threads) { return recurrence(core, shape, length, 0, threads); });
   }
   add_benchmark("core_step/" + name + "/context:2048",
-                [=](int threads) { return recurrence(core, {}, 1, 2048, threads); });
+                [=](int threads) { return recurrence(core, shape, 1, 2048, threads); });
   return true;
 }
 

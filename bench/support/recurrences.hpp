@@ -14,6 +14,9 @@ namespace seqmix::bench {
 /// The shape of a core: `heads` heads of key_dim x value_dim.
 struct RecurrenceShape {
   Index heads = 12, key_dim = 64, value_dim = 64;
+  Index features = 0;  // rows of the memory where a core makes others of queries and keys than key_dim; 0: key_dim
+
+  Index memory_rows() const { return features > 0 ? features : key_dim; }
 };
 
 /// What a core reads and writes: every input that any of them takes. Rows are tokens.
@@ -24,8 +27,8 @@ struct RecurrenceStreams {
   Sequence<const float> bonus;                  // [heads, key_dim]
   Token<const float> head_log_decay;            // [heads], log(1 - 2^(-5-h))
   HeadSequence<float> output;                   // [length, heads, value_dim]
-  MemoryView<float> memory;                     // [heads, key_dim, value_dim]
-  Sequence<float> key_sum;                      // [heads, key_dim], of cores that divide by it
+  MemoryView<float> memory;                     // [heads, memory_rows, value_dim]
+  Sequence<float> key_sum;                      // [heads, memory_rows], of cores that divide by it
   Sequence<const float> beta;                   // [length, heads], 0 to 1, of delta rules
   HeadSequence<const float> a, b;               // [length, heads, key_dim], of low-rank ones: u and -rate * u, where u
                                                 // has norm 1 and the rates are 0 to 1
@@ -45,8 +48,10 @@ struct RecurrenceCore {
   double (*log_decay)(const RecurrenceStreams& streams, Index t, Index h, Index i) = nullptr;  // null: none
   bool bonus = false;  // reads the memory before the update, and the token by a bonus
   Removal removal = Removal::none;
-  double scale = 1;                                       // of the output
-  float (*feature)(float) = nullptr;                      // of every query and key channel; null: itself
+  double scale = 1;                   // of the output
+  float (*feature)(float) = nullptr;  // of every query and key channel; null: itself
+  void (*features)(const float* from, Index count, bool of_query,
+                   float* to) = nullptr;                  // of rows; null: channel by channel
   double (*divisor)(double query_dot_key_sum) = nullptr;  // of the output; null: none
   float (*key)(const RecurrenceStreams& streams, Index t, Index h, Index i) = nullptr;  // null: that of the streams
 };
@@ -55,6 +60,6 @@ struct RecurrenceCore {
 Case recurrence(const RecurrenceCore& core, const RecurrenceShape& shape, Index length, Index context, int threads);
 
 /// Registers core/<name>/length:2048 and 8192, and core_step/<name>/context:2048. Returns true.
-bool add_recurrence(const std::string& name, const RecurrenceCore& core);
+bool add_recurrence(const std::string& name, const RecurrenceCore& core, const RecurrenceShape& shape = {});
 
 }  // namespace seqmix::bench

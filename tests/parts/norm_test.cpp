@@ -199,6 +199,29 @@ TEMPLATE_TEST_CASE("division by the sum", "[norm]", float, double) {
   }
 }
 
+TEMPLATE_TEST_CASE("scale and shift", "[norm]", float, double) {
+  using T = TestType;
+  Rng rng(6);
+  for (const Index width : widths<T>()) {
+    CAPTURE(width);
+    Heads<T> heads(3, 2, width, rng);
+    const Vector<T> weight = seqmix::uniform_vector<T>(width, -2, 2, rng);
+    const Vector<T> bias = seqmix::uniform_vector<T>(width, -2, 2, rng);
+    for (Index h = 0; h < 2; ++h) seqmix::scale_and_shift(heads.view.head(h), weight, bias);
+    for (Index t = 0; t < 3; ++t) {
+      for (Index h = 0; h < 2; ++h) {
+        const auto x = heads.before(t, h);
+        for (Index d = 0; d < width; ++d) {
+          const double product = x[std::size_t(d)] * double(weight[d]);
+          REQUIRE(std::abs(double(heads.view(t, h, d)) - (product + double(bias[d]))) <=
+                  2 * eps_of<T> * (std::abs(product) + std::abs(double(bias[d]))));
+        }
+      }
+    }
+    REQUIRE(heads.gaps_are_nan());
+  }
+}
+
 TEMPLATE_TEST_CASE("zeros and constants stay finite, NaN stays in its head", "[norm]", float, double) {
   using T = TestType;
   Rng rng(5);

@@ -180,6 +180,12 @@ TEMPLATE_TEST_CASE("reduce_add_rows adds up every row by itself", "[simd]", floa
       REQUIRE((spoilt[static_cast<std::size_t>(i)] == sums[static_cast<std::size_t>(i)]) == (i != bad));
     }
   }
+TEMPLATE_TEST_CASE("next_lanes continues one batch by another", "[simd]", float, double) {
+  using T = TestType;
+  const auto numbers = counting<T>(2 * lanes<T>);
+  const auto turned =
+      to_vector(seqmix::next_lanes(seqmix::load(numbers.data()), seqmix::load(numbers.data() + lanes<T>)));
+  for (Index i = 0; i < lanes<T>; ++i) REQUIRE(turned[std::size_t(i)] == T(i + 2));
 }
 
 TEMPLATE_TEST_CASE("bounds keep NaN and bound everything else", "[simd]", float, double) {

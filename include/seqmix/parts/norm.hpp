@@ -119,6 +119,19 @@ void layer_normalize(ConstSequence<T> x, Sequence<T> y, std::type_identity_t<T> 
   }
 }
 
+/// x = x * weight + bias for every row, in place. x [length, channels], weight, bias [channels].
+template <class T>
+void scale_and_shift(Sequence<T> x, ConstToken<T> weight, ConstToken<T> bias) {
+  assert(weight.channels() == x.channels() && bias.channels() == x.channels());
+  for (Index t = 0; t < x.length(); ++t) {
+    map_row(
+        x.channels(), x.row(t),
+        [](const Batch<T>& value, const Batch<T>& w, const Batch<T>& b)
+            SEQMIX_INLINE_LAMBDA { return fma(value, w, b); },
+        x.row(t), weight.data(), bias.data());
+  }
+}
+
 /// x = x / (sum(x) + eps) over the channels of each head, in place. x [length, heads, head_dim].
 template <class T>
 void sum_normalize(HeadSequence<T> x, std::type_identity_t<T> eps) {

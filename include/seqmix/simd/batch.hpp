@@ -281,6 +281,25 @@ struct ReduceAddRows {
 template <class Arch>
 inline constexpr bool min_max_return_second_on_nan = is_x86<Arch>;
 
+struct NextLanes {
+  template <class T, class Arch>
+  SEQMIX_ALWAYS_INLINE Batch<T, Arch> operator()(const xsimd::batch<T, Arch>& x,
+                                                 const xsimd::batch<T, Arch>& next) const {
+    return turn(x, next, std::make_integer_sequence<Index, lanes<T, Arch>>{});
+  }
+
+ private:
+  template <class T, class Arch, Index... I>
+  static SEQMIX_ALWAYS_INLINE Batch<T, Arch> turn(const xsimd::batch<T, Arch>& x, const xsimd::batch<T, Arch>& next,
+                                                  std::integer_sequence<Index, I...>) {
+    using Lane = xsimd::as_unsigned_integer_t<T>;
+    constexpr Index count = sizeof...(I);
+    constexpr xsimd::batch_constant<Lane, Arch, Lane((I + 1) % count)...> order{};
+    constexpr xsimd::batch_bool_constant<T, Arch, (I + 1 < count)...> own{};
+    return xsimd::select(own, xsimd::swizzle(x, order), xsimd::swizzle(next, order));
+  }
+};
+
 struct MaxPropagating {
   template <class T, class Arch>
   SEQMIX_ALWAYS_INLINE Batch<T, Arch> operator()(const xsimd::batch<T, Arch>& x,
@@ -329,6 +348,9 @@ inline constexpr detail::Transpose transpose{};
 
 /// reduce_add_rows(Batch<T> (&rows)[lanes]): lane i is the sum of the lanes of row i, in a fixed order.
 inline constexpr detail::ReduceAddRows reduce_add_rows{};
+
+/// next_lanes(Batch<T> x, Batch<T> next): lanes 1, 2 ... of x, then lane 0 of next.
+inline constexpr detail::NextLanes next_lanes{};
 
 /// max_propagating(x, bound) = x < bound ? bound : x. A NaN in x stays (payload included), on every instruction set;
 /// `bound` should be a number.

@@ -1,0 +1,214 @@
+// Linear attention whose weights are a polynomial of the product of query and key: what Based and ReBased share.
+//
+//   Glossary  L length   D channels   H heads   f feature_dim, width of queries and keys of one head   V value width
+//             K number of features of f numbers
+//   Engine    engine/linear_recurrence.hpp with decay::None, and engine/linear_attention_global.hpp without order
+//
+// y_t = sum_s w(scale q_t . k_s) v_s / (sum_s w(scale q_t . k_s) + epsilon),   the denominator only when normalising
+#pragma once
+
+#include <cmath>
+#include <optional>
+#include <seqmix/core/mixer.hpp>
+#include <seqmix/core/random.hpp>
+#include <seqmix/engine/linear_attention_global.hpp>
+#include <seqmix/engine/linear_recurrence.hpp>
+#include <seqmix/parts/linear.hpp>
+#include <seqmix/parts/polynomial_features.hpp>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+namespace seqmix::inline SEQMIX_ARCH {
+
+/// Options of attention by a polynomial.
+template <std::floating_point T>
+struct PolynomialAttentionOptions {
+  std::optional<T> scale{};  ///< of the product of query and key; without it f^-1/2
+  bool normalize = true;
+  T epsilon = T(1e-6);  ///< added to the denominator
+};
+
+/// The core of Polynomial (see parts/polynomial_features.hpp) in the name of `operation`: causal from and into `memory`
+/// [H, K, V] and `key_sum` [H, K] (left alone unless normalising), or bidirectional, where both are ignored. query, key
+/// [L, H', f], value [L, H', V] with every H' dividing H, output [L, H, V]. O(L H K V) time, O(H K V) scratch. Allocates
+/// nothing once `workspace` is warm. Throws std::invalid_argument on shapes that do not fit and on outputs that overlap.
+template <class Polynomial, Direction way, std::floating_point T>
+void polynomial_attention(std::string_view operation, const ConstHeadSequence<T>& query,
+                          const ConstHeadSequence<T>& key, const ConstHeadSequence<T>& value,
+                          const PolynomialAttentionOptions<T>& options, MemoryView<T> memory,
+                          const Sequence<T>& key_sum, const HeadSequence<T>& output, Workspace& workspace) {
+  const Index width = query.head_dim();
+  expect(width > 0 && width <= most_symmetric_numbers, operation, "query", "has heads that are empty or too wide");
+  const Shape shape{output.heads(), Polynomial::features(width), output.head_dim()};
+  if constexpr (way == Direction::bidirectional) memory = {nullptr, shape[0], shape[1], shape[2]};
+  expect_shape(operation, "memory", shape, memory.shape());
+  expect_recurrence_shapes<T>(operation, query, key, value, memory, output, width);
+  const T scale = options.scale.value_or(std::pow(T(width), T(-0.5)));
+  const auto run = [&](const auto& normalizer) {
+    const LinearRecurrenceProblem<T, decay::None<T>, readout::AfterUpdate<T>, std::remove_cvref_t<decltype(normalizer)>>
+        problem{query,
+                key,
+                value,
+                {},
+                {},
+                normalizer,
+                T(1),
+                memory,
+                output,
+                polynomial_query_map<Polynomial, T>(scale),
+                polynomial_key_map<T, Polynomial>};
+    if constexpr (way == Direction::causal) {
+      linear_recurrence(problem, workspace);
+    } else {
+      linear_attention_global(problem, workspace);
+    }
+  };
+  if (!options.normalize) return run(normalizer::None<T>{});
+  if constexpr (way == Direction::causal) expect_key_sum<T>(operation, query, key, value, memory, key_sum, output);
+  run(normalizer::KeySum<T>{key_sum, options.epsilon});
+}
+
+/// The weights that layers around attention by a polynomial have.
+template <std::floating_point T>
+struct PolynomialAttentionWeights {
+  Matrix<T> query, key;     // [H f, D]
+  Matrix<T> value, output;  // [D, D]
+
+  /// Throws std::invalid_argument, in the name of `operation`, unless the shapes follow from `config`.
+  template <class Config>
+  void check(std::string_view operation, const Config& config) const {
+    const Index D = config.channels, features = config.heads * config.feature_dim;
+    expect_tensor(operation, "q_proj.weight", {features, D}, query);
+    expect_tensor(operation, "k_proj.weight", {features, D}, key);
+    expect_tensor(operation, "v_proj.weight", {D, D}, value);
+    expect_tensor(operation, "o_proj.weight", {D, D}, output);
+  }
+
+  /// Uniform in +-D^-1/2, as linear layers begin by default.
+  template <class Config>
+  static PolynomialAttentionWeights random(const Config& config, Rng& rng) {
+    const Index D = config.channels, features = config.heads * config.feature_dim;
+    const auto projection = [&](Index outputs) {
+      return uniform_matrix<T>(outputs, D, std::pow(double(D), -0.5), rng);
+    };
+    return {projection(features), projection(features), projection(D), projection(D)};
+  }
+
+ protected:
+  /// Calls visitor for all of them.
+  template <class Self, class Visitor>
+  static void visit_shared(Self& self, Visitor& visitor) {
+    visitor("q_proj.weight", self.query, Presence::required);
+    visitor("k_proj.weight", self.key, Presence::required);
+    visitor("v_proj.weight", self.value, Presence::required);
+    visitor("o_proj.weight", self.output, Presence::required);
+  }
+};
+
+/// The state of a layer around attention by a polynomial.
+template <std::floating_point T>
+struct PolynomialAttentionState {
+  Tensor<T> memory;   // [H, K, V]
+  Tensor<T> key_sum;  // [H, K]
+
+  template <class Self, class Visitor>
+  static void visit(Self& self, Visitor&& visitor) {
+    visitor("memory", self.memory), visitor("key_sum", self.key_sum);
+  }
+};
+
+/// Base of the layers around attention by a polynomial: projections, core, projection. Derived::Config has channels, heads,
+/// feature_dim and options; Derived::prepare(query, key) changes queries and keys [L, H, f] between projection and core.
+template <class Derived, class Polynomial, std::floating_point T, Direction way>
+class PolynomialAttentionLayer : public RecurrentMixerBase<Derived, T> {
+ public:
+  static constexpr Direction direction = way;
+  static constexpr StateGrowth growth = StateGrowth::constant;
+  using State = PolynomialAttentionState<T>;
+
+  Index channels() const { return config().channels; }
+
+  /// y = mixer(x). x, y [L, D]. Throws std::invalid_argument on wrong shapes and overlapping views.
+  void forward(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    if constexpr (way == Direction::causal) {
+      RecurrentMixerBase<Derived, T>::forward(x, y, workspace);
+    } else {
+      internal::expect_input_output<T>(Derived::name, channels(), x, y);
+      if (x.length() == 0) return;
+      const auto frame = workspace.frame();
+      mix(x, y, workspace, [&](const auto& query, const auto& key, const auto& value, const auto& output) {
+        polynomial_attention<Polynomial, way, T>(Derived::name, query, key, value, config().options, {}, {}, output,
+                                                 workspace);
+      });
+    }
+  }
+
+  /// The empty state: H K (V + 1) zeros.
+  State initial_state() const
+    requires(way == Direction::causal)
+  {
+    return {Tensor<T>(memory_shape()), Tensor<T>(key_sum_shape())};
+  }
+
+  /// Throws std::invalid_argument unless the state has this mixer's shapes.
+  void check_state(const State& state) const {
+    expect_shape(Derived::name, "state.memory", memory_shape(), state.memory.shape());
+    expect_shape(Derived::name, "state.key_sum", key_sum_shape(), state.key_sum.shape());
+  }
+
+  void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    mix(x, y, workspace, [&](const auto& query, const auto& key, const auto& value, const auto& output) {
+      for (Index b = 0; b < batch.size(); ++b) {
+        const auto rows = [&](const auto& view) { return view.rows(batch.begin(b), batch.length(b)); };
+        State& state = batch.state(b);
+        polynomial_attention<Polynomial, way, T>(Derived::name, rows(query), rows(key), rows(value), config().options,
+                                                 state.memory, {state.key_sum.data(), config().heads, features()},
+                                                 rows(output), workspace);
+      }
+    });
+  }
+
+ protected:
+  /// Packs the weights. Throws std::invalid_argument unless their shapes follow from `config`.
+  template <class Config>
+  PolynomialAttentionLayer(const Config& config, const PolynomialAttentionWeights<T>& weights) {
+    weights.check(Derived::name, checked(config));
+    input_ = Linear<T>({&weights.query, &weights.key, &weights.value});
+    output_ = Linear<T>(weights.output);
+  }
+
+  /// Throws std::invalid_argument unless the sizes fit each other.
+  template <class Config>
+  static const Config& checked(const Config& config) {
+    expect_divides(Derived::name, "config.heads", config.heads, "channels", config.channels);
+    expect(config.feature_dim > 0 && config.feature_dim <= most_symmetric_numbers, Derived::name, "config.feature_dim",
+           "must be from 1 to " + std::to_string(most_symmetric_numbers));
+    return config;
+  }
+
+ private:
+  const Derived& self() const { return static_cast<const Derived&>(*this); }
+  const auto& config() const { return self().config(); }
+  Index features() const { return Polynomial::features(config().feature_dim); }
+  Shape memory_shape() const { return {config().heads, features(), channels() / config().heads}; }
+  Shape key_sum_shape() const { return {config().heads, features()}; }
+
+  /// Projections around core(query, key, value, output).
+  template <class Core>
+  void mix(ConstSequence<T> x, Sequence<T> y, Workspace& workspace, Core&& core) const {
+    const Index H = config().heads, keys = H * config().feature_dim;
+    ColumnCutter<T> columns(input_.apply(x, workspace));
+    const auto query = columns.next(keys).heads(H), key = columns.next(keys).heads(H), value = columns.rest().heads(H);
+    workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {
+      self().prepare(query.rows(begin, count), key.rows(begin, count));
+    });
+    const auto mixed = workspace.heads<T>(x.length(), H, channels() / H);
+    core(query, key, value, mixed);
+    output_.apply(mixed.flat(), y, workspace);
+  }
+
+  Linear<T> input_, output_;
+};
+
+}  // namespace seqmix::inline SEQMIX_ARCH
