@@ -157,6 +157,37 @@ inline Work feature_attention_step(Index heads, Index width, Index features, Ind
   return work;
 }
 
+/// A recurrent delta net: three products of what is fed back with a matrix of the weights, and the delta rule; an exponential
+/// for each channel in a tanh and in two softmaxes.
+inline Work recurrent_delta_net(Index length, Index heads, Index head_dim) {
+  const double channels = double(heads * head_dim);
+  return double(length) *
+         Work{.flops = 12 * channels * double(head_dim), .exps = 3 * channels, .streamed_bytes = 4 * 4 * channels};
+}
+
+/// The same for one token: the state, which is read and written, and the matrices count instead of the streams.
+inline Work recurrent_delta_net_step(Index heads, Index head_dim) {
+  Work work = recurrent_delta_net(1, heads, head_dim);
+  work.streamed_bytes = 0;
+  work.resident_bytes = (8 + 3 * 4) * double(heads * head_dim * head_dim);
+  return work;
+}
+
+/// A delta RNN: two delta rules; an exponential for each channel of four streams.
+inline Work delta_rnn(Index length, Index heads, Index head_dim) {
+  const double channels = double(heads * head_dim);
+  return double(length) *
+         Work{.flops = 12 * channels * double(head_dim), .exps = 4 * channels, .streamed_bytes = 4 * 6 * channels};
+}
+
+/// The same for one token.
+inline Work delta_rnn_step(Index heads, Index head_dim) {
+  Work work = delta_rnn(1, heads, head_dim);
+  work.streamed_bytes = 0;
+  work.resident_bytes = 2 * 8 * double(heads * head_dim * head_dim);
+  return work;
+}
+
 /// x [rows, inputs] times a weight matrix [outputs, inputs]: the weights stay in cache, the rows stream.
 inline Work projection(double rows, double inputs, double outputs) {
   return {.flops = 2 * rows * inputs * outputs,

@@ -118,15 +118,16 @@ struct None {
   static constexpr bool any = false;
 };
 
-/// y_t / (scale * q_t^T z_t + epsilon), where z_t = diag(decay) z_{t-1} + k_t: the memory of a value that is always 1.
-/// sum [heads, key_dim] is read as z_0 and left as z after the last token. Without decay the sum is that of `sum` and
-/// `compensation` [heads, key_dim], or an empty view, as for decay::None; `sum` is z rounded.
+/// output_scale * y_t / (scale * q_t^T z_t + epsilon), where z_t = diag(decay) z_{t-1} + k_t: the memory of a value that
+/// is always 1. sum [heads, key_dim] is read as z_0 and left as z after the last token. Without decay the sum is that of `sum`
+/// and `compensation` [heads, key_dim], or an empty view, as for decay::None; `sum` is z rounded.
 template <class T>
 struct KeySum {
   static constexpr bool any = true;
   Sequence<T> sum;
   T epsilon;
   Sequence<T> compensation = {};
+  T output_scale = T(1);  ///< beside the scale of the recurrence, which does nothing but weigh epsilon
 };
 
 }  // namespace seqmix::normalizer

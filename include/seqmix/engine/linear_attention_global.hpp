@@ -62,7 +62,7 @@ void linear_attention_global_panels(const Problem& problem, Index first, Index l
           Batch<T> sum = broadcast(T(0));
           for (Index i = 0; i < pitch; i += width)
             sum = fma(load(queries + t * pitch + i), load(key_sum + pitch + i), sum);
-          inverse_denominator[t] = T(1) / (reduce_add(sum) + problem.normalizer.epsilon);
+          inverse_denominator[t] = problem.normalizer.output_scale / (reduce_add(sum) + problem.normalizer.epsilon);
         }
       }
       for (Index panel = first_panel; panel < last_panel; ++panel) {

@@ -162,7 +162,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       }
       T denominator = reduce_add(sum);
       for (Index s = 0; s <= t; ++s) denominator += result.mix[t * tokens + s];
-      result.inverse_denominator[t] = T(1) / (denominator + problem.normalizer.epsilon);
+      result.inverse_denominator[t] = problem.normalizer.output_scale / (denominator + problem.normalizer.epsilon);
     }
     for (Index i = 0; i < pitch; i += width) {
       Batch<T> z = load(key_sum + i);

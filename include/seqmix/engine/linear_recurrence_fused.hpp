@@ -172,7 +172,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
     for (Index t = 0; t < Tokens; ++t) {
       T denominator = reduce_add(sum[t]);
       for (Index s = 0; s <= t; ++s) denominator += result.mix[t * (t + 1) / 2 + s];
-      result.inverse_denominator[t] = T(1) / (denominator + problem.normalizer.epsilon);
+      result.inverse_denominator[t] = problem.normalizer.output_scale / (denominator + problem.normalizer.epsilon);
     }
   }
 }

@@ -75,7 +75,8 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
     result.mix[0] = key_mix;
   }
   if constexpr (Normalizer::any) {
-    result.inverse_denominator[0] = T(1) / (reduce_add(sum) + key_mix + problem.normalizer.epsilon);
+    result.inverse_denominator[0] =
+        problem.normalizer.output_scale / (reduce_add(sum) + key_mix + problem.normalizer.epsilon);
   }
 }
 

@@ -39,6 +39,7 @@ class MemoryView {
   constexpr T* row(Index head, Index key_channel) const {
     return data_ + head * head_stride_ + key_channel * row_stride_;
   }
+  /// One head's matrix, a row for every key channel.
   constexpr Sequence<T> head(Index h) const { return {row(h, 0), key_dim_, value_dim_, row_stride_}; }
   constexpr Shape shape() const { return {heads_, key_dim_, value_dim_}; }
 

@@ -33,14 +33,15 @@ inline constexpr QueryKeyNorm QueryKeyNorm::sum{.kind = Kind::sum};
 
 namespace detail {
 
-/// to[i] = factor * from[i] for i < count, and zeros up to whole vectors.
+/// to[i] = factor * from[i] for i < count, and zeros up to whole vectors. `to` may be `from`.
 template <class T>
 void scale_padded_row(const T* from, Index count, T factor, T* to) {
   const Index whole = count / lanes<T> * lanes<T>;
   for (Index i = 0; i < whole; i += lanes<T>) store(to + i, load(from + i) * broadcast(factor));
   if (whole < count) {
+    const Batch<T> rest = load_partial(from + whole, count - whole) * broadcast(factor);
     store(to + whole, broadcast(T(0)));
-    store_partial(to + whole, load_partial(from + whole, count - whole) * broadcast(factor), count - whole);
+    store_partial(to + whole, rest, count - whole);
   }
 }
 
