@@ -213,13 +213,13 @@ def probes(results):
 def cores(results, *kinds):
     rows = []
     header = ["benchmark", "length", "us", "us per token", "GFLOP/s", "of FMA peak", "roofline", "roofline, 2 threads",
-              "2 threads faster by"]
+              "2 threads faster by", "processor share"]
     if results.disturbed():
         header.append("roofline by processor time")
     for one, two in pair_rows(results.of(*kinds)):
         rows.append([one.subject, one.length or "", scaled(one.seconds, 1e6), scaled(one.get("ns_per_token"), 1e-3),
                      scaled(one.get("flop_per_second"), 1e-9), share(one.get("fma_peak_share")), share(one.get("roofline")),
-                     share(two.get("roofline")) if two else "", speedup(one, two)])
+                     share(two.get("roofline")) if two else "", speedup(one, two), share(one.get("processor_share"))])
         if results.disturbed():
             rows[-1].append(share(one.get("roofline_by_processor_time")))
     return table(header, rows) if rows else ""
@@ -230,9 +230,9 @@ def core_steps(results):
     for one, two in pair_rows(results.of("core_step")):
         rows.append([one.subject, one.length or "", scaled(one.seconds, 1e6), size(one.get("state_bytes")),
                      scaled(one.get("kv_bytes_per_second"), 1e-9), share(one.get("kv_l3_share")), share(one.get("roofline")),
-                     speedup(one, two)])
+                     speedup(one, two), share(one.get("processor_share"))])
     return table(["benchmark", "context", "us per token", "state", "GB/s of keys and values", "of L3 bandwidth", "roofline",
-                  "2 threads faster by"], rows) if rows else ""
+                  "2 threads faster by", "processor share"], rows) if rows else ""
 
 
 def by_length(results, kind, threads, counter, text):
@@ -384,7 +384,8 @@ def report(results, pictures):
     text = ["# Benchmarks", ""]
     text += [line + "\n" for line in warnings(results)]
     text += ["Times are the shortest of all runs. `roofline` is the least time that the operator's minimum work could take at "
-             "the probed peaks, divided by the time taken.", "", machine(results), ""]
+             "the probed peaks, divided by the time taken; `processor share` how much of the time measured the program had "
+             "a processor on one thread.", "", machine(results), ""]
 
     def section(title, *blocks):
         blocks = [block for block in blocks if block]

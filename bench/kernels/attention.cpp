@@ -36,6 +36,7 @@ const bool registered = [] {
   add("window:256/length:2048", {.rows = 2048, .keys = 2048}, 255, 0);
   add("decode/context:2048", {.rows = 1, .keys = 2048}, all, 0);
   add("decode_grouped/context:2048", {.rows = 1, .keys = 2048, .kv_heads = 3}, all, 0);
+  add("decode_multi_query/context:2048", {.rows = 1, .keys = 2048, .kv_heads = 1}, all, 0);
   return true;
 }();
 

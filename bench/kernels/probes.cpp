@@ -11,10 +11,11 @@ namespace {
 void add_probe(const std::string& name, const char* counter, Peak (*peak)(int threads)) {
   for (const int threads : thread_counts()) {
     const auto make = [=] {
-      const Peak found = peak(threads);
       Case result;
-      result.known_seconds = found.seconds;
-      result.counters[counter] = found.per_second;
+      result.known_seconds = peak(threads).seconds;
+      result.add_counters = [=](std::map<std::string, double>& counters) {
+        counters[counter] = peak(threads).per_second;
+      };
       return result;
     };
     if (threads == 1) {

@@ -107,49 +107,75 @@ Timing measure(const Case& benchmark) {
 constexpr const char* least_time = "least_seconds";
 constexpr const char* least_processor_time = "least_processor_seconds";
 
+using Counters = std::map<std::string, double>;
+
+/// The counters of a benchmark that has run, by the peaks known now, for each repetition.
+std::map<std::string, std::vector<std::function<Counters()>>>& counters_now() {
+  static std::map<std::string, std::vector<std::function<Counters()>>> all;
+  return all;
+}
+
 /// Benchmarks that failed. A wrong result must not go unnoticed among a hundred lines: it is the exit code too.
 int failures = 0;
 
+Counters counters_of(const Case& benchmark, const Timing& timing, int threads) {
+  const Peaks& peak = peaks(threads);
+  const Work& work = benchmark.work;
+  const double bytes = work.streamed_bytes + work.resident_bytes;
+  Counters counters = benchmark.counters;
+  counters[least_time] = timing.least;
+  counters[least_processor_time] = timing.least_processor;
+  counters["median_ns"] = timing.median * 1e9;
+  // Below 1 with one thread: other programs took the processor, and even the shortest time may be too long.
+  counters["processor_share"] = timing.processor_share;
+  counters["runs"] = double(timing.runs);
+  if (work.flops > 0) {
+    counters["flop_per_second"] = work.flops / timing.least;
+    counters["fma_peak_share"] = work.flops / timing.least / peak.fma_float.per_second;
+  }
+  if (bytes > 0) counters["bytes_per_second"] = bytes / timing.least;
+  if (work.flops + bytes > 0) {
+    counters["roofline"] = least_seconds(work, peak) / timing.least;
+    // What the roofline would be, had no other program taken the processor.
+    if (threads == 1) counters["roofline_by_processor_time"] = least_seconds(work, peak) / timing.least_processor;
+  }
+  if (benchmark.tokens > 0) {
+    counters["tokens_per_second"] = double(benchmark.tokens) / timing.least;
+    counters["ns_per_token"] = timing.least * 1e9 / double(benchmark.tokens);
+    counters["state_bytes"] = double(benchmark.state_bytes);
+  }
+  if (benchmark.key_value_bytes > 0) {
+    const double rate = benchmark.key_value_bytes / timing.least;
+    counters["kv_bytes_per_second"] = rate;
+    counters["kv_l2_share"] = rate / peak.read_bandwidth(MemoryLevel::l2);
+    counters["kv_l3_share"] = rate / peak.read_bandwidth(MemoryLevel::l3);
+  }
+  if (benchmark.add_counters) benchmark.add_counters(counters);
+  return counters;
+}
+
+/// Probes the peaks again where a family of benchmarks, that is a group and a subject, begins.
+void probe_for(const Entry& entry) {
+  static std::map<int, std::string> last_family;
+  std::string& last = last_family[entry.threads];
+  const std::string group(part(entry.name, 0)), family = group + '/' + std::string(part(entry.name, 1));
+  peaks(entry.threads);
+  if (family == last) return;
+  if (group != "probe") probe_again(entry.threads, part(last, 0) != group);
+  last = family;
+}
+
 void run_entry(benchmark::State& state, const Entry& entry) {
-  const Peaks& peak = peaks(entry.threads);
+  probe_for(entry);
   for ([[maybe_unused]] auto _ : state) {
     try {
-      const Case benchmark = entry.make();
+      Case benchmark = entry.make();
       const Timing timing = measure(benchmark);
-      const Work& work = benchmark.work;
-      auto& counters = state.counters;
-      const double bytes = work.streamed_bytes + work.resident_bytes;
-      counters[least_time] = timing.least;
-      counters[least_processor_time] = timing.least_processor;
-      counters["median_ns"] = timing.median * 1e9;
-      // Below 1 with one thread: other programs took the processor, and even the shortest time may be too long.
-      counters["processor_share"] = timing.processor_share;
-      counters["runs"] = double(timing.runs);
-      if (work.flops > 0) {
-        counters["flop_per_second"] = work.flops / timing.least;
-        counters["fma_peak_share"] = work.flops / timing.least / peak.fma_float.per_second;
-      }
-      if (bytes > 0) counters["bytes_per_second"] = bytes / timing.least;
-      if (work.flops + bytes > 0) {
-        counters["roofline"] = least_seconds(work, peak) / timing.least;
-        // What the roofline would be, had no other program taken the processor.
-        if (entry.threads == 1) {
-          counters["roofline_by_processor_time"] = least_seconds(work, peak) / timing.least_processor;
-        }
-      }
-      if (benchmark.tokens > 0) {
-        counters["tokens_per_second"] = double(benchmark.tokens) / timing.least;
-        counters["ns_per_token"] = timing.least * 1e9 / double(benchmark.tokens);
-        counters["state_bytes"] = double(benchmark.state_bytes);
-      }
-      if (benchmark.key_value_bytes > 0) {
-        const double rate = benchmark.key_value_bytes / timing.least;
-        counters["kv_bytes_per_second"] = rate;
-        counters["kv_l2_share"] = rate / peak.read_bandwidth(MemoryLevel::l2);
-        counters["kv_l3_share"] = rate / peak.read_bandwidth(MemoryLevel::l3);
-      }
-      if (benchmark.workspace_bytes) counters["workspace_bytes"] = double(benchmark.workspace_bytes());
-      for (const auto& [name, value] : benchmark.counters) counters[name] = value;
+      if (benchmark.workspace_bytes) benchmark.counters["workspace_bytes"] = double(benchmark.workspace_bytes());
+      benchmark.run = benchmark.prepare = benchmark.check = nullptr;  // and with them the data
+      benchmark.workspace_bytes = nullptr;
+      counters_now()[entry.name].push_back(
+          [=, threads = entry.threads] { return counters_of(benchmark, timing, threads); });
     } catch (const std::exception& error) {
       ++failures;
       state.SkipWithError(error.what());
@@ -162,32 +188,49 @@ void run_entry(benchmark::State& state, const Entry& entry) {
 std::vector<benchmark::BenchmarkReporter::Run> with_least_time(std::vector<benchmark::BenchmarkReporter::Run> runs,
                                                                bool brief) {
   for (auto& run : runs) {
-    if (run.counters.count(least_time) == 0) continue;
+    const auto found = counters_now().find(run.run_name.function_name);
+    if (run.run_type != benchmark::BenchmarkReporter::Run::RT_Iteration || found == counters_now().end()) continue;
+    const auto repetition = static_cast<std::size_t>(std::max<std::int64_t>(0, run.repetition_index));
+    if (repetition >= found->second.size()) continue;
+    Counters counters = found->second[repetition]();
     const auto take = [&](const char* name) {
-      const double value = run.counters[name].value;
-      run.counters.erase(name);
+      const double value = counters[name];
+      counters.erase(name);
       return value;
     };
     run.iterations = static_cast<benchmark::IterationCount>(std::max(1.0, take("runs")));
     run.real_accumulated_time = take(least_time) * double(run.iterations);
     run.cpu_accumulated_time = take(least_processor_time) * double(run.iterations);
-    if (!brief || run.counters.count("roofline") == 0) continue;
-    for (auto counter = run.counters.begin(); counter != run.counters.end();) {
-      const bool keep = counter->first == "roofline" || counter->first == "fma_peak_share" ||
-                        counter->first == "ns_per_token" || counter->first == "kv_bytes_per_second";
-      counter = keep ? std::next(counter) : run.counters.erase(counter);
+    const bool all = !brief || counters.count("roofline") == 0;
+    for (const auto& [name, value] : counters) {
+      const bool read = name == "roofline" || name == "fma_peak_share" || name == "ns_per_token" ||
+                        name == "kv_bytes_per_second" || name == "kv_l3_share" || name == "processor_share";
+      if (all || read) run.counters[name] = value;
     }
   }
   return runs;
 }
 
-template <class Base, bool brief>
-class Reporter final : public Base {
+/// Reports a benchmark when it has run.
+class ConsoleReporter final : public benchmark::ConsoleReporter {
  public:
-  using Base::Base;
-  void ReportRuns(const std::vector<benchmark::BenchmarkReporter::Run>& runs) override {
-    Base::ReportRuns(with_least_time(runs, brief));
+  using benchmark::ConsoleReporter::ConsoleReporter;
+  void ReportRuns(const std::vector<Run>& runs) override {
+    benchmark::ConsoleReporter::ReportRuns(with_least_time(runs, true));
   }
+};
+
+/// Reports all benchmarks at the end, when the best peaks are known.
+class FileReporter final : public benchmark::JSONReporter {
+ public:
+  void ReportRuns(const std::vector<Run>& runs) override { runs_.push_back(runs); }
+  void Finalize() override {
+    for (const auto& runs : runs_) benchmark::JSONReporter::ReportRuns(with_least_time(runs, false));
+    benchmark::JSONReporter::Finalize();
+  }
+
+ private:
+  std::vector<std::vector<Run>> runs_;
 };
 
 std::string processor() {
@@ -321,11 +364,11 @@ int run_benchmarks(int argc, char** argv, const std::vector<std::string>& groups
   }
   std::unique_ptr<benchmark::BenchmarkReporter> shown;
   if (prints_json) {
-    shown = std::make_unique<Reporter<benchmark::JSONReporter, false>>();
+    shown = std::make_unique<FileReporter>();
   } else {
-    shown = std::make_unique<Reporter<benchmark::ConsoleReporter, true>>(benchmark::ConsoleReporter::OO_None);
+    shown = std::make_unique<ConsoleReporter>(benchmark::ConsoleReporter::OO_None);
   }
-  Reporter<benchmark::JSONReporter, false> file;
+  FileReporter file;
   benchmark::RunSpecifiedBenchmarks(shown.get(), writes_file ? &file : nullptr);
   benchmark::Shutdown();
   return failures == 0 ? 0 : 1;

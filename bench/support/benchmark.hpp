@@ -50,6 +50,8 @@ struct Case {
   Index state_bytes = 0;
   std::function<std::size_t()> workspace_bytes;  // memory held by the workspace after the runs; may be empty
   std::map<std::string, double> counters;        // further ones
+  // Counters that depend on the peaks; what is written at the end of the run goes by the best that were probed until then.
+  std::function<void(std::map<std::string, double>&)> add_counters;
 };
 
 /// Registers a benchmark under exactly this name. `make` is called when its turn comes.

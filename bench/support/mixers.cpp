@@ -160,7 +160,8 @@ Case next_token(const EntryPointer& entry, Index context, int threads) {
     result.work += Work{.flops = core.flops, .exps = core.exps};
   }
   // Constant states are read and written, growing ones only read.
-  result.work.resident_bytes = 4.0 * double(layer.parameters()) + (grows ? 1.0 : 2.0) * double(result.state_bytes);
+  result.work.footprint_bytes = 4.0 * double(layer.parameters()) + double(result.state_bytes);
+  result.work.resident_bytes = result.work.footprint_bytes + (grows ? 0.0 : double(result.state_bytes));
   if (grows) result.key_value_bytes = double(result.state_bytes);
   result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
   return result;

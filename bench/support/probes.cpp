@@ -151,23 +151,37 @@ Index probe_bytes(MemoryLevel level, int threads) {
   return std::max<Index>(8 * cache_bytes(MemoryLevel::l3), Index(1) << 28) / threads;
 }
 
-Peaks probe(int threads) {
-  Peaks result;
-  result.threads = threads;
-  result.fma_float = best_of(15, threads, [] { return [] { return fma_round<float>(400'000); }; });
-  result.fma_double = best_of(15, threads, [] { return [] { return fma_round<double>(400'000); }; });
-  result.exp_float = best_of(15, threads, [] { return [data = numbers(8192)] { return exp_round(data, 4'000); }; });
+void improve(Peak& peak, const Peak& found) {
+  if (found.per_second > peak.per_second) peak = found;
+}
+
+/// `rounds` for what is computed and read from caches; DRAM takes longer.
+void probe(Peaks& best, int rounds, int memory_rounds) {
+  const int threads = best.threads;
+  improve(best.fma_float, best_of(rounds, threads, [] { return [] { return fma_round<float>(400'000); }; }));
+  improve(best.fma_double, best_of(rounds, threads, [] { return [] { return fma_round<double>(400'000); }; }));
+  improve(best.exp_float,
+          best_of(rounds, threads, [] { return [data = numbers(8192)] { return exp_round(data, 4'000); }; }));
   for (const MemoryLevel level : memory_levels) {
+    const bool memory = level == MemoryLevel::dram;
+    if (memory && memory_rounds == 0) continue;
     const Index bytes = probe_bytes(level, threads);
-    const int rounds = level == MemoryLevel::dram ? 7 : level == MemoryLevel::l3 ? 40 : 15;
     const Index repeats = std::max<Index>(1, (Index(1) << 29) / (level == MemoryLevel::l1 ? 1 : 2) / bytes);
-    result.read_bytes[static_cast<int>(level)] = best_of(rounds, threads, [&] {
-      return [data = numbers(bytes), repeats = level == MemoryLevel::dram ? 1 : repeats] {
-        return read_round(data, repeats);
-      };
-    });
+    const int level_rounds = memory ? memory_rounds : level == MemoryLevel::l3 ? 2 * rounds : rounds;
+    improve(best.read_bytes[static_cast<int>(level)], best_of(level_rounds, threads, [&] {
+              return [data = numbers(bytes), repeats = memory ? 1 : repeats] { return read_round(data, repeats); };
+            }));
   }
-  return result;
+}
+
+Peaks& mutable_peaks(int threads) {
+  static std::map<int, Peaks> probed;
+  const auto [place, isnew] = probed.try_emplace(threads);
+  if (isnew) {
+    place->second.threads = threads;
+    probe(place->second, 15, 7);
+  }
+  return place->second;
 }
 
 }  // namespace
@@ -177,11 +191,9 @@ const char* name_of(MemoryLevel level) {
   return names[static_cast<int>(level)];
 }
 
-const Peaks& peaks(int threads) {
-  static std::map<int, Peaks> probed;
-  const auto found = probed.find(threads);
-  return found != probed.end() ? found->second : probed.emplace(threads, probe(threads)).first->second;
-}
+const Peaks& peaks(int threads) { return mutable_peaks(threads); }
+
+void probe_again(int threads, bool with_memory) { probe(mutable_peaks(threads), 4, with_memory ? 2 : 0); }
 
 Index cache_bytes(MemoryLevel level) {
   static const auto sizes = [] {
@@ -196,11 +208,9 @@ Index cache_bytes(MemoryLevel level) {
   return level == MemoryLevel::dram ? Index(1) << 40 : sizes[static_cast<std::size_t>(level)];
 }
 
-MemoryLevel level_holding(double bytes, int threads) {
-  for (const MemoryLevel level : {MemoryLevel::l1, MemoryLevel::l2}) {
-    if (bytes <= double(cache_bytes(level)) * threads) return level;
-  }
-  return bytes <= double(cache_bytes(MemoryLevel::l3)) ? MemoryLevel::l3 : MemoryLevel::dram;
+double bytes_within(MemoryLevel level, int threads) {
+  const bool shared = level == MemoryLevel::l3 || level == MemoryLevel::dram;
+  return double(cache_bytes(level)) * (shared ? 1 : threads);
 }
 
 }  // namespace seqmix::bench

@@ -1,7 +1,8 @@
 // What this machine can do: the peaks that benchmarks are measured against.
 //
-// Each peak is the best of several rounds, probed once per process when it is first asked for. The peaks for n threads
-// are those of n threads at once: cores may share memory channels, caches and a power budget.
+// Each peak is the best of several rounds, probed when it is first asked for and again in the course of the run: a
+// neighbour that disturbs one probe is not there for the others. The peaks for n threads are those of n threads at once:
+// cores may share memory channels, caches and a power budget.
 #pragma once
 
 #include <seqmix/core/view.hpp>
@@ -32,13 +33,17 @@ struct Peaks {
   double read_bandwidth(MemoryLevel level) const { return read_bytes[static_cast<int>(level)].per_second; }
 };
 
-/// Probes on the first call for each number of threads (about a second); not thread-safe.
+/// The best of all that was probed so far. Probes on the first call for each number of threads (about a second); not
+/// thread-safe.
 const Peaks& peaks(int threads);
+
+/// Probes again with fewer rounds (some tenths of a second, with memory more than one), and keeps what is better.
+void probe_again(int threads, bool with_memory);
 
 /// Bytes of this level of cache that one thread can use. Unknown sizes are taken to be 32 KB, 512 KB and 16 MB.
 Index cache_bytes(MemoryLevel level);
 
-/// The nearest level that holds `bytes` bytes spread evenly over `threads` threads.
-MemoryLevel level_holding(double bytes, int threads);
+/// Bytes that fit into this level when they are spread evenly over `threads` threads.
+double bytes_within(MemoryLevel level, int threads);
 
 }  // namespace seqmix::bench

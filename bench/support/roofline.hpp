@@ -19,29 +19,44 @@ namespace seqmix::bench {
 struct Work {
   double flops = 0;
   double exps = 0;
-  double streamed_bytes = 0;  // read or written once, from and to DRAM
-  double resident_bytes =
-      0;  // read or written on every call: states, caches, weights. They stay in the cache they fit in
+  double streamed_bytes = 0;   // read or written once, from and to DRAM
+  double resident_bytes = 0;   // read or written on every call: states, caches, weights. They stay in the caches
+  double footprint_bytes = 0;  // memory that the resident bytes lie in: half of them where it is read and written
 
   Work& operator+=(const Work& other) {
     flops += other.flops;
     exps += other.exps;
     streamed_bytes += other.streamed_bytes;
     resident_bytes += other.resident_bytes;
+    footprint_bytes += other.footprint_bytes;
     return *this;
   }
   friend Work operator+(Work a, const Work& b) { return a += b; }
   friend Work operator*(double count, Work work) {
-    return {count * work.flops, count * work.exps, count * work.streamed_bytes, count * work.resident_bytes};
+    return {count * work.flops, count * work.exps, count * work.streamed_bytes, count * work.resident_bytes,
+            count * work.footprint_bytes};
   }
 };
 
+/// Least time to move `bytes` bytes that lie in `footprint` bytes of memory, spread evenly over the threads: of memory
+/// that is gone over again and again, every cache can hold as much as fits, and the rest comes from the level behind.
+inline double least_seconds_to_move(double bytes, double footprint, const Peaks& peak) {
+  double seconds = 0, nearer = 0;
+  for (const MemoryLevel level : memory_levels) {
+    const double here = std::min(footprint, bytes_within(level, peak.threads)) - nearer;
+    if (here <= 0) continue;
+    seconds += bytes * here / footprint / peak.read_bandwidth(level);
+    nearer += here;
+  }
+  return seconds;
+}
+
 /// Least time = max(flops / FMA peak + exps / exp peak, bytes / bandwidth), in seconds. Streamed bytes move at DRAM
-/// bandwidth, resident ones at that of the level which holds them.
+/// bandwidth, resident ones at that of the levels which hold them.
 inline double least_seconds(const Work& work, const Peaks& peak) {
   const double compute = work.flops / peak.fma_float.per_second + work.exps / peak.exp_float.per_second;
   const double memory = work.streamed_bytes / peak.read_bandwidth(MemoryLevel::dram) +
-                        work.resident_bytes / peak.read_bandwidth(level_holding(work.resident_bytes, peak.threads));
+                        least_seconds_to_move(work.resident_bytes, work.footprint_bytes, peak);
   return std::max(compute, memory);
 }
 
@@ -80,7 +95,7 @@ inline Work causal_attention(Index length, Index heads, Index key_value_heads, I
 /// One query against a cache of `context` keys and values, which it reads once.
 inline Work attention_step(Index context, Index heads, Index key_value_heads, Index head_dim) {
   Work work = attention(double(context), 0, heads, key_value_heads, head_dim);
-  work.resident_bytes = 8.0 * double(context * key_value_heads * head_dim);
+  work.resident_bytes = work.footprint_bytes = 8.0 * double(context * key_value_heads * head_dim);
   return work;
 }
 
@@ -98,7 +113,8 @@ inline Work linear_recurrence(Index length, Index heads, Index key_dim, Index va
 inline Work linear_recurrence_step(Index heads, Index key_dim, Index value_dim, const Decay& decay) {
   Work work = linear_recurrence(1, heads, key_dim, value_dim, decay);
   work.streamed_bytes = 0;
-  work.resident_bytes = 8.0 * double(heads * key_dim * value_dim);
+  work.footprint_bytes = 4.0 * double(heads * key_dim * value_dim);
+  work.resident_bytes = 2 * work.footprint_bytes;
   return work;
 }
 
@@ -190,9 +206,8 @@ inline Work delta_rnn_step(Index heads, Index head_dim) {
 
 /// x [rows, inputs] times a weight matrix [outputs, inputs]: the weights stay in cache, the rows stream.
 inline Work projection(double rows, double inputs, double outputs) {
-  return {.flops = 2 * rows * inputs * outputs,
-          .streamed_bytes = 0,
-          .resident_bytes = 4 * (inputs * outputs + (rows > 1 ? rows * (inputs + outputs) : 0))};
+  const double bytes = 4 * (inputs * outputs + (rows > 1 ? rows * (inputs + outputs) : 0));
+  return {.flops = 2 * rows * inputs * outputs, .streamed_bytes = 0, .resident_bytes = bytes, .footprint_bytes = bytes};
 }
 
 }  // namespace work
