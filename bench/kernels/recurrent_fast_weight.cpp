@@ -16,8 +16,8 @@ constexpr std::size_t width = std::size_t(head_dim);
 using Row = std::vector<double>;
 
 struct Data {
-  Data(bool delta_net, Index length, int threads)
-      : delta_net(delta_net),
+  Data(bool feeds_back, Index length, int threads)
+      : delta_net(feeds_back),
         query(length, heads, head_dim, -2, 2, rng),
         key(length, heads, head_dim, -2, 2, rng),
         value(length, heads, head_dim, -1, 1, rng),

@@ -188,7 +188,8 @@ const Core elu1{.name = "linear attention, elu + 1, normalised",
                 .run = run_linear_attention<feature_map::Elu1, true>,
                 .elu1 = true,
                 .normalized = true};
-const Core identity{.name = "linear attention, not normalised", .run = run_linear_attention<feature_map::Identity, false>};
+const Core identity{.name = "linear attention, not normalised",
+                    .run = run_linear_attention<feature_map::Identity, false>};
 
 // In these, the state keeps a memory only.
 const Core fading[] = {
@@ -204,10 +205,10 @@ const Core fading[] = {
      .run =
          [](const Tokens& x, Index begin, Index count, SummedMemory<float>& state, HeadSequence<float> output,
             Workspace& workspace) {
-           simple_gated_linear_attention<float>(
-               x.rows(x.query, begin, count), x.rows(x.key, begin, count), x.rows(x.value, begin, count),
-               ConstSequence<float>(x.log_decay).rows(begin, count).columns(0, 1), 1.0f, state.memory, output,
-               workspace);
+           simple_gated_linear_attention<float>(x.rows(x.query, begin, count), x.rows(x.key, begin, count),
+                                                x.rows(x.value, begin, count),
+                                                ConstSequence<float>(x.log_decay).rows(begin, count).columns(0, 1),
+                                                1.0f, state.memory, output, workspace);
          },
      .decay = Core::by_token},
     {.name = "gated linear attention",
@@ -257,8 +258,8 @@ const Core fading[] = {
          [](const Tokens& x, Index begin, Index count, SummedMemory<float>& state, HeadSequence<float> output,
             Workspace& workspace) {
            rwkv7<float>(x.rows(x.query, begin, count), x.rows(x.key, begin, count), x.rows(x.value, begin, count),
-                        x.rows(x.log_decay, begin, count), x.rows(x.removal, begin, count),
-                        x.rows(x.key, begin, count), state.memory, output, workspace);
+                        x.rows(x.log_decay, begin, count), x.rows(x.removal, begin, count), x.rows(x.key, begin, count),
+                        state.memory, output, workspace);
          },
      .decay = Core::by_channel,
      .removal = Core::low_rank,

@@ -180,6 +180,8 @@ TEMPLATE_TEST_CASE("reduce_add_rows adds up every row by itself", "[simd]", floa
       REQUIRE((spoilt[static_cast<std::size_t>(i)] == sums[static_cast<std::size_t>(i)]) == (i != bad));
     }
   }
+}
+
 TEMPLATE_TEST_CASE("next_lanes continues one batch by another", "[simd]", float, double) {
   using T = TestType;
   const auto numbers = counting<T>(2 * lanes<T>);

@@ -32,9 +32,9 @@
   SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerHead<T>)                               \
   SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerChannel<T>, seqmix::readout::BeforeUpdate<T>)
 
-#define SEQMIX_TEST_RECURRENCES_BY_TOKEN(instantiate, T)                    \
-  SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerToken<T>)        \
-  SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerTokenChannel<T>) \
+#define SEQMIX_TEST_RECURRENCES_BY_TOKEN(instantiate, T)                                                      \
+  SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerToken<T>)                                          \
+  SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerTokenChannel<T>)                                   \
   SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerTokenChannel<T>, seqmix::readout::BeforeUpdate<T>) \
   SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerTokenValueChannel<T>)
 

@@ -215,10 +215,9 @@ class LinearAttention : public RecurrentMixerBase<LinearAttention<T, Map, way>, 
       for (Index b = 0; b < batch.size(); ++b) {
         const Index begin = batch.begin(b), length = batch.length(b);
         State& state = batch.state(b);
-        linear_attention<feature_map::Identity, T>(query.rows(begin, length), key.rows(begin, length),
-                                                   value.rows(begin, length), config_.options, state.memory,
-                                                   state.key_sum_view(), output.rows(begin, length), workspace,
-                                                   state.compensation_view());
+        linear_attention<feature_map::Identity, T>(
+            query.rows(begin, length), key.rows(begin, length), value.rows(begin, length), config_.options,
+            state.memory, state.key_sum_view(), output.rows(begin, length), workspace, state.compensation_view());
         state.position += length;
       }
     });
