@@ -476,7 +476,7 @@ SEQMIX_ALWAYS_INLINE ExactSum<T> two_sum(Batch<T> a, Batch<T> b) {
   Batch<T> a_part = sum - b_part;
   keep_in_register<T>(a_part);
   const Batch<T> error = (a - a_part) + (b - b_part);
-  return {sum, select(error == error, error, broadcast(T(0)))};
+  return {sum, select(xsimd::isnan(error), broadcast(T(0)), error)};
 }
 
 /// Asks for the cache line at `address` before it is written. Any address is legal; without effect where unsupported.
