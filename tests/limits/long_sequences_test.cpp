@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <seqmix/core/random.hpp>
+#include <seqmix/linear/based.hpp>
 #include <seqmix/linear/delta_rule.hpp>
 #include <seqmix/linear/gated_delta_rule.hpp>
 #include <seqmix/linear/gated_linear_attention.hpp>
@@ -69,19 +70,39 @@ struct Core {
   enum Removal { nothing, delta_rule, low_rank } removal = nothing;
   bool elu1 = false, normalized = false, bonus = false, unit_keys = false;
   float rate = 1;  // of the delta rule: factor of beta
+  bool based = false;
+  Index key_dim = dim;  // of the state
 };
 
 const float head_log_decay = std::log1p(-0x1p-5f), normalizer_epsilon = 1e-6f;
 
+/// Width of queries and keys of Based here: the first channels of both.
+constexpr Index based_width = 8;
+
+/// 1, x and x x^T / sqrt(2): products of these are 1 + s + s^2 / 2 with s = x . y.
+Vector<double> taylor_features(const Vector<double>& x) {
+  Vector<double> result(1 + x.size() + x.size() * x.size());
+  const Matrix<double> squares = x.transpose() * x / std::sqrt(2.0);
+  result << 1.0, x, Eigen::Map<const Vector<double>>(squares.data(), squares.size());
+  return result;
+}
+
 /// The equations, a token at a time.
 class Loop {
  public:
-  explicit Loop(const Core& core) : core_(core) {}
+  explicit Loop(const Core& core) : core_(core) {
+    if (core.based) key_sum_ = taylor_features(Vector<double>::Zero(based_width)) * 0;
+    memory_ = Matrix<double>::Zero(key_sum_.size(), dim);
+  }
 
   /// Adds token t. Its output where `read`.
   Vector<double> token(const Tokens& tokens, Index t, bool read) {
     const auto row = [&](const Matrix<float>& stream) -> Vector<double> { return stream.row(t).cast<double>(); };
     Vector<double> q = row(tokens.query), k = row(tokens.key), v = row(tokens.value), y = Vector<double>::Zero(dim);
+    if (core_.based) {
+      q = taylor_features(q.head(based_width) / std::sqrt(double(based_width)));
+      k = taylor_features(k.head(based_width));
+    }
     if (core_.elu1) {
       const auto map = [](double x) { return x > 0 ? x + 1 : std::exp(x); };
       q = q.unaryExpr(map), k = k.unaryExpr(map);
@@ -111,7 +132,7 @@ class Loop {
 
  private:
   const Core& core_;
-  Matrix<double> memory_ = Matrix<double>::Zero(dim, dim);
+  Matrix<double> memory_;
   Vector<double> key_sum_ = Vector<double>::Zero(dim), removed_ = Vector<double>::Zero(dim);
 };
 
@@ -127,7 +148,7 @@ double error_of(const Matrix<float>& given, const Matrix<double>& expected) {
 /// `length` tokens in pieces as long as `pieces`, over and over again.
 void check(const Core& core, Keys keys, Index length, const std::vector<Index>& pieces = {block}) {
   Tokens tokens(keys);
-  SummedMemory<float> state({1, dim, dim});
+  SummedMemory<float> state({1, core.key_dim, dim});
   Loop loop(core);
   Workspace workspace;
   Matrix<float> given(block, dim);
@@ -182,6 +203,15 @@ void run_normalized_delta_rule(const Tokens& x, Index begin, Index count, Summed
   const Matrix<float> beta = x.beta.middleRows(begin, count) * fast_weight_rate;
   problem.delta.beta = beta;
   linear_recurrence(problem, workspace);
+}
+
+void run_based(const Tokens& x, Index begin, Index count, SummedMemory<float>& state, HeadSequence<float> output,
+               Workspace& workspace) {
+  const auto first = [&](const Matrix<float>& stream) {
+    return ConstSequence<float>(stream).rows(begin, count).columns(0, based_width).heads(1);
+  };
+  based<float>(first(x.query), first(x.key), x.rows(x.value, begin, count), {.epsilon = normalizer_epsilon},
+               state.memory, state.key_sum_view(), output, workspace, state.compensation_view());
 }
 
 const Core elu1{.name = "linear attention, elu + 1, normalised",
@@ -280,6 +310,12 @@ void check_sums(Index length) {
            .elu1 = true,
            .normalized = true,
            .rate = fast_weight_rate},
+          keys, length, mixed_pieces);
+    check({.name = "based",
+           .run = run_based,
+           .normalized = true,
+           .based = true,
+           .key_dim = polynomial::Taylor::features(based_width)},
           keys, length, mixed_pieces);
   }
 }

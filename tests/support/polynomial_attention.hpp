@@ -45,7 +45,7 @@ struct PolynomialCoreGolden final : GoldenRunner<T> {
     const auto v = value.heads().rows(begin, count), y = output.heads().rows(begin, count);
     if (causal) {
       Core::template causal<T>(q, k, v, options, {memory.data(), heads, features, value_dim}, key_sum.sequence(), y,
-                               this->workspace);
+                               this->workspace, {});
     } else {
       Core::template bidirectional<T>(q, k, v, options, y, this->workspace);
     }

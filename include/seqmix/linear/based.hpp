@@ -25,9 +25,10 @@ namespace seqmix::inline SEQMIX_ARCH {
 template <std::floating_point T>
 void based(ConstHeadSequence<T> query, ConstHeadSequence<T> key, ConstHeadSequence<T> value,
            const std::type_identity_t<PolynomialAttentionOptions<T>>& options, MemoryView<T> memory,
-           Sequence<T> key_sum, HeadSequence<T> output, Workspace& workspace) {
+           Sequence<T> key_sum, HeadSequence<T> output, Workspace& workspace,
+           const std::type_identity_t<SumCompensation<T>>& compensation = {}) {
   polynomial_attention<polynomial::Taylor, Direction::causal, T>("based", query, key, value, options, memory, key_sum,
-                                                                 output, workspace);
+                                                                 output, workspace, compensation);
 }
 
 /// Based attention of every token to all tokens. Shapes, cost and errors as for based, without a state.

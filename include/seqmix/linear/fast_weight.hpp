@@ -32,12 +32,14 @@ struct FastWeightOptions {
 
 /// Fast weights from and into `memory` [H, F, V] and `key_sum` [H, F] (left alone unless normalising). query, key [L,
 /// H', d], value [L, H', V], beta [L, H'] in (0, 1), output [L, H, V]; every H' divides H, and F follows from d. Stable
-/// for any L where features are divided by their sum. O(L H F V) time, O(H F V) scratch. Allocates nothing once
-/// `workspace` is warm. Throws std::invalid_argument on shapes that do not fit and on outputs that overlap.
+/// for any L where features are divided by their sum. With a `key_sum_compensation` [H, F], z_t is the sum of it and
+/// key_sum, and keeps its digits over any number of pieces (see SummedMemory). O(L H F V) time, O(H F V) scratch.
+/// Allocates nothing once `workspace` is warm. Throws std::invalid_argument on shapes that do not fit and on outputs that overlap.
 template <std::floating_point T>
 void fast_weight(ConstHeadSequence<T> query, ConstHeadSequence<T> key, ConstHeadSequence<T> value,
                  ConstSequence<T> beta, const std::type_identity_t<FastWeightOptions<T>>& options, MemoryView<T> memory,
-                 Sequence<T> key_sum, HeadSequence<T> output, Workspace& workspace) {
+                 Sequence<T> key_sum, HeadSequence<T> output, Workspace& workspace,
+                 const std::type_identity_t<Sequence<T>>& key_sum_compensation = {}) {
   constexpr std::string_view name = "fast_weight";
   expect(options.features.nu > 0, name, "options.features.nu", "must be positive");
   const Index features = options.features.size(query.head_dim());
@@ -48,6 +50,7 @@ void fast_weight(ConstHeadSequence<T> query, ConstHeadSequence<T> key, ConstHead
   if (options.normalize) {
     expect_key_sum<T>(name, query, key, value, memory, key_sum, output);
     expect_disjoint(name, "key_sum", key_sum, "beta", beta);
+    expect_compensation<T>(name, query, key, value, memory, key_sum, {.key_sum = key_sum_compensation}, output);
     linear_recurrence(
         LinearRecurrenceProblem<T, decay::None<T>, readout::AfterUpdate<T>, normalizer::KeySum<T>, delta::Rule<T>>{
             query,
@@ -55,7 +58,7 @@ void fast_weight(ConstHeadSequence<T> query, ConstHeadSequence<T> key, ConstHead
             value,
             {},
             {},
-            {key_sum, options.epsilon, {}, options.scale},
+            {key_sum, options.epsilon, key_sum_compensation, options.scale},
             T(1),
             memory,
             output,
@@ -95,12 +98,13 @@ class FastWeight : public RecurrentMixerBase<FastWeight<T>, T> {
   };
 
   struct State {
-    Tensor<T> memory;   // [H, F, d], W_t
-    Tensor<T> key_sum;  // [H, F], z_t, or nothing
+    Tensor<T> memory;                         // [H, F, d], W_t
+    Tensor<T> key_sum, key_sum_compensation;  // [H, F], z_t is the sum of both, or nothing
 
     template <class Self, class Visitor>
     static void visit(Self& self, Visitor&& visitor) {
       visitor("memory", self.memory), visitor("key_sum", self.key_sum);
+      visitor("key_sum_compensation", self.key_sum_compensation);
     }
   };
 
@@ -116,13 +120,16 @@ class FastWeight : public RecurrentMixerBase<FastWeight<T>, T> {
   Index channels() const { return sizes_.channels; }
   const Config& config() const { return config_; }
 
-  /// The empty state: H F d zeros, and H F more for the sum of the keys.
-  State initial_state() const { return {Tensor<T>(memory_shape()), Tensor<T>(key_sum_shape())}; }
+  /// The empty state: H F d zeros, and 2 H F more for the sum of the keys.
+  State initial_state() const {
+    return {Tensor<T>(memory_shape()), Tensor<T>(key_sum_shape()), Tensor<T>(key_sum_shape())};
+  }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
   void check_state(const State& state) const {
     expect_shape(name, "state.memory", memory_shape(), state.memory.shape());
     expect_shape(name, "state.key_sum", key_sum_shape(), state.key_sum.shape());
+    expect_shape(name, "state.key_sum_compensation", key_sum_shape(), state.key_sum_compensation.shape());
   }
 
   void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
@@ -135,7 +142,8 @@ class FastWeight : public RecurrentMixerBase<FastWeight<T>, T> {
         const auto rows = [&](const auto& view) { return view.rows(batch.begin(b), batch.length(b)); };
         State& state = batch.state(b);
         fast_weight<T>(rows(query).heads(H), rows(key).heads(H), rows(value).heads(H), rows(beta), config_.options,
-                       state.memory, {state.key_sum.data(), H, features()}, rows(read), workspace);
+                       state.memory, {state.key_sum.data(), H, features()}, rows(read), workspace,
+                       {state.key_sum_compensation.data(), H, features()});
       }
     });
   }

@@ -27,9 +27,10 @@ namespace seqmix::inline SEQMIX_ARCH {
 template <std::floating_point T>
 void rebased(ConstHeadSequence<T> query, ConstHeadSequence<T> key, ConstHeadSequence<T> value,
              const std::type_identity_t<PolynomialAttentionOptions<T>>& options, MemoryView<T> memory,
-             Sequence<T> key_sum, HeadSequence<T> output, Workspace& workspace) {
+             Sequence<T> key_sum, HeadSequence<T> output, Workspace& workspace,
+             const std::type_identity_t<SumCompensation<T>>& compensation = {}) {
   polynomial_attention<polynomial::Square, Direction::causal, T>("rebased", query, key, value, options, memory, key_sum,
-                                                                 output, workspace);
+                                                                 output, workspace, compensation);
 }
 
 /// ReBased attention of every token to all tokens. Shapes, cost and errors as for rebased, without a state.

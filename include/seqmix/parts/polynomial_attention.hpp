@@ -30,27 +30,32 @@ struct PolynomialAttentionOptions {
 };
 
 /// The core of Polynomial (see parts/polynomial_features.hpp) in the name of `operation`: causal from and into `memory`
-/// [H, K, V] and `key_sum` [H, K] (left alone unless normalising), or bidirectional, where both are ignored. query, key
-/// [L, H', f], value [L, H', V] with every H' dividing H, output [L, H, V]. O(L H K V) time, O(H K V) scratch. Allocates
-/// nothing once `workspace` is warm. Throws std::invalid_argument on shapes that do not fit and on outputs that overlap.
+/// [H, K, V] and `key_sum` [H, K] (left alone unless normalising), which with a compensation (see SummedMemory) keep their
+/// digits over any number of pieces, or bidirectional, where all of these are ignored. query, key [L, H', f], value
+/// [L, H', V] with every H' dividing H, output [L, H, V]. O(L H K V) time, O(H K V) scratch. Allocates nothing once
+/// `workspace` is warm. Throws std::invalid_argument on shapes that do not fit and on outputs that overlap.
 template <class Polynomial, Direction way, std::floating_point T>
 void polynomial_attention(std::string_view operation, const ConstHeadSequence<T>& query,
                           const ConstHeadSequence<T>& key, const ConstHeadSequence<T>& value,
                           const PolynomialAttentionOptions<T>& options, MemoryView<T> memory,
-                          const Sequence<T>& key_sum, const HeadSequence<T>& output, Workspace& workspace) {
+                          const Sequence<T>& key_sum, const HeadSequence<T>& output, Workspace& workspace,
+                          const SumCompensation<T>& compensation = {}) {
   const Index width = query.head_dim();
   expect(width > 0 && width <= most_symmetric_numbers, operation, "query", "has heads that are empty or too wide");
   const Shape shape{output.heads(), Polynomial::features(width), output.head_dim()};
   if constexpr (way == Direction::bidirectional) memory = {nullptr, shape[0], shape[1], shape[2]};
   expect_shape(operation, "memory", shape, memory.shape());
   expect_recurrence_shapes<T>(operation, query, key, value, memory, output, width);
+  if constexpr (way == Direction::causal) {
+    expect_compensation<T>(operation, query, key, value, memory, key_sum, compensation, output);
+  }
   const T scale = options.scale.value_or(std::pow(T(width), T(-0.5)));
   const auto run = [&](const auto& normalizer) {
     const LinearRecurrenceProblem<T, decay::None<T>, readout::AfterUpdate<T>, std::remove_cvref_t<decltype(normalizer)>>
         problem{query,
                 key,
                 value,
-                {},
+                {compensation.memory, compensation.position},
                 {},
                 normalizer,
                 T(1),
@@ -66,7 +71,7 @@ void polynomial_attention(std::string_view operation, const ConstHeadSequence<T>
   };
   if (!options.normalize) return run(normalizer::None<T>{});
   if constexpr (way == Direction::causal) expect_key_sum<T>(operation, query, key, value, memory, key_sum, output);
-  run(normalizer::KeySum<T>{key_sum, options.epsilon});
+  run(normalizer::KeySum<T>{key_sum, options.epsilon, compensation.key_sum});
 }
 
 /// The weights that layers around attention by a polynomial have.
@@ -106,18 +111,6 @@ struct PolynomialAttentionWeights {
   }
 };
 
-/// The state of a layer around attention by a polynomial.
-template <std::floating_point T>
-struct PolynomialAttentionState {
-  Tensor<T> memory;   // [H, K, V]
-  Tensor<T> key_sum;  // [H, K]
-
-  template <class Self, class Visitor>
-  static void visit(Self& self, Visitor&& visitor) {
-    visitor("memory", self.memory), visitor("key_sum", self.key_sum);
-  }
-};
-
 /// Base of the layers around attention by a polynomial: projections, core, projection. Derived::Config has channels, heads,
 /// feature_dim and options; Derived::prepare(query, key) changes queries and keys [L, H, f] between projection and core.
 template <class Derived, class Polynomial, std::floating_point T, Direction way>
@@ -125,7 +118,7 @@ class PolynomialAttentionLayer : public RecurrentMixerBase<Derived, T> {
  public:
   static constexpr Direction direction = way;
   static constexpr StateGrowth growth = StateGrowth::constant;
-  using State = PolynomialAttentionState<T>;
+  using State = SummedMemory<T>;
 
   Index channels() const { return config().channels; }
 
@@ -144,18 +137,15 @@ class PolynomialAttentionLayer : public RecurrentMixerBase<Derived, T> {
     }
   }
 
-  /// The empty state: H K (V + 1) zeros.
+  /// The empty state: 2 H K (V + 1) zeros.
   State initial_state() const
     requires(way == Direction::causal)
   {
-    return {Tensor<T>(memory_shape()), Tensor<T>(key_sum_shape())};
+    return State(memory_shape());
   }
 
   /// Throws std::invalid_argument unless the state has this mixer's shapes.
-  void check_state(const State& state) const {
-    expect_shape(Derived::name, "state.memory", memory_shape(), state.memory.shape());
-    expect_shape(Derived::name, "state.key_sum", key_sum_shape(), state.key_sum.shape());
-  }
+  void check_state(const State& state) const { state.check(Derived::name, memory_shape()); }
 
   void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
     mix(x, y, workspace, [&](const auto& query, const auto& key, const auto& value, const auto& output) {
@@ -163,8 +153,9 @@ class PolynomialAttentionLayer : public RecurrentMixerBase<Derived, T> {
         const auto rows = [&](const auto& view) { return view.rows(batch.begin(b), batch.length(b)); };
         State& state = batch.state(b);
         polynomial_attention<Polynomial, way, T>(Derived::name, rows(query), rows(key), rows(value), config().options,
-                                                 state.memory, {state.key_sum.data(), config().heads, features()},
-                                                 rows(output), workspace);
+                                                 state.memory, state.key_sum_view(), rows(output), workspace,
+                                                 state.compensation_view());
+        state.position += batch.length(b);
       }
     });
   }
@@ -190,9 +181,9 @@ class PolynomialAttentionLayer : public RecurrentMixerBase<Derived, T> {
  private:
   const Derived& self() const { return static_cast<const Derived&>(*this); }
   const auto& config() const { return self().config(); }
-  Index features() const { return Polynomial::features(config().feature_dim); }
-  Shape memory_shape() const { return {config().heads, features(), channels() / config().heads}; }
-  Shape key_sum_shape() const { return {config().heads, features()}; }
+  Shape memory_shape() const {
+    return {config().heads, Polynomial::features(config().feature_dim), channels() / config().heads};
+  }
 
   /// Projections around core(query, key, value, output).
   template <class Core>
