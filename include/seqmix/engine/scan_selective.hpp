@@ -1,0 +1,388 @@
+// The selective scan: for every channel a diagonal system of N states whose decays, inputs and outputs vary with the token.
+//
+//   d = delta_t + delta_bias, through softplus where asked for
+//   s_t[n] = exp(d A[n]) s_{t-1}[n] + d B_t[n] u_t,   y_t = (sum over n of C_t[n] s_t[n] + skip u_t) * silu(z_t)
+//
+//   Glossary  L length   D channels   N states of a channel   G groups of channels that share B and C
+//   Source    Gu and Dao 2023, arXiv:2312.00752, section 3; state-spaces/mamba, selective_scan_interface.py
+//
+// A sequence: channels lie in SIMD lanes. For a tile of some channels by some tokens d, d u and skip u are made once; then a few
+// states at a time stay in registers and pass over the tile's tokens, where exp(d A) is made, used and forgotten; last comes
+// the gate. Few channels, which do not fill a machine, are split over states too: groups of states make partial sums of their
+// own that are added in a fixed order. All this depends on the sizes only, so results don't on the number of threads.
+// A few tokens: states lie in lanes, as they do in memory.
+#pragma once
+
+#include <algorithm>
+#include <cassert>
+#include <seqmix/core/view.hpp>
+#include <seqmix/core/workspace.hpp>
+#include <seqmix/engine/lanes_of_rows.hpp>
+#include <seqmix/simd/math.hpp>
+
+namespace seqmix::inline SEQMIX_ARCH {
+
+/// Everything that one evaluation reads and writes. The output may be the input, delta or gate, but not overlap them
+/// otherwise.
+template <class T>
+struct SelectiveScanProblem {
+  Sequence<const T> input;            // u [L, D]
+  Sequence<const T> delta;            // [L, D]
+  Sequence<const T> decay;            // A [D, N], as a rule negative
+  HeadSequence<const T> write, read;  // B, C [L, G, N]; G divides D, consecutive channels share a group
+  Token<const T> skip, delta_bias;    // [D], or of no channels: zeros
+  Sequence<const T> gate;             // z [L, D], or of no channels: no gate
+  bool softplus;
+  Sequence<T> state;   // [D, N]
+  Sequence<T> output;  // [L, D]
+};
+
+namespace detail {
+
+template <class T>
+class SelectiveScan {
+ public:
+  explicit SelectiveScan(const SelectiveScanProblem<T>& problem)
+      : problem_(problem),
+        length_(problem.output.length()),
+        channels_(problem.output.channels()),
+        states_(problem.state.channels()),
+        group_channels_(problem.output.channels() / problem.write.heads()),
+        group_blocks_((group_channels_ + block_channels - 1) / block_channels),
+        blocks_(group_blocks_ * problem.write.heads()) {}
+
+  void run(Workspace& workspace) const {
+    if (length_ < least_tile) {
+      run_tokens(workspace);
+    } else if (blocks_ <= few_blocks && length_ >= least_split && states_ > register_states) {
+      run_split(workspace);
+    } else {
+      run_blocks(workspace);
+    }
+  }
+
+ private:
+  static constexpr Index width = lanes<T>;
+  static constexpr Index block_channels = std::max<Index>(64, width), block_vectors = block_channels / width;
+  static constexpr Index block_rows = 32;      // of a tile; d, d u and y of one tile fit into the first-level cache
+  static constexpr Index register_states = 4;  // that pass over a tile together
+  static constexpr Index least_tile = 4;       // tokens for which it pays to transpose the state
+  static constexpr Index few_blocks = 2, least_split = 256, split_rows = 1024;
+
+  /// d is kept times log2(e), for exp2.
+  static constexpr T log2_e = T(1.4426950408889634);
+
+  /// Consecutive channels of one group.
+  struct Block {
+    Index channel, channels, group;
+    Index vectors() const { return (channels + width - 1) / width; }
+  };
+  Block block(Index index) const {
+    const Index group = index / group_blocks_, within = index % group_blocks_ * block_channels;
+    return {group * group_channels_ + within, std::min(block_channels, group_channels_ - within), group};
+  }
+
+  /// Numbers of tokens of a block: token t of vector v at (v * rows + t) * width.
+  struct Tile {
+    T *delta, *input, *output;
+    Index rows;
+    Index at(Index vector, Index t) const { return (vector * rows + t) * width; }
+  };
+  static Tile make_tile(Index vectors, Index rows, Workspace& workspace) {
+    const auto take = [&] { return workspace.take<T>(vectors * rows * width).data(); };
+    T *delta = take(), *input = take(), *output = take();
+    return {delta, input, output, rows};
+  }
+
+  /// Calls f(channel, count) for the registers of a block; count is an integral constant where the register is full.
+  template <class F>
+  SEQMIX_ALWAYS_INLINE static void for_registers(const Block& block, F&& f) {
+    Index i = 0;
+    for (; i + width <= block.channels; i += width) {
+      f(block.channel + i, i / width, std::integral_constant<Index, width>{});
+    }
+    if (i < block.channels) f(block.channel + i, i / width, block.channels - i);
+  }
+  template <class Count>
+  SEQMIX_ALWAYS_INLINE static Batch<T> read(const T* from, Count count) {
+    return count == width ? load(from) : load_partial(from, count);
+  }
+  template <class Count>
+  SEQMIX_ALWAYS_INLINE static void write(T* to, const Batch<T>& value, Count count) {
+    if (count == width) {
+      store(to, value);
+    } else {
+      store_partial(to, value, count);
+    }
+  }
+
+  /// Time constant times log2(e), and the input times the time constant, of some channels of token t.
+  template <class Count>
+  SEQMIX_ALWAYS_INLINE void discretise(Index t, Index channel, Count count, Batch<T>& delta, Batch<T>& input) const {
+    Batch<T> d = read(problem_.delta.row(t) + channel, count);
+    if (problem_.delta_bias.channels() > 0) d = d + read(problem_.delta_bias.data() + channel, count);
+    if (problem_.softplus) d = seqmix::softplus(d);
+    input = d * read(problem_.input.row(t) + channel, count);
+    delta = d * broadcast(log2_e);
+  }
+
+  /// What of the output doesn't come from the states.
+  template <class Count>
+  SEQMIX_ALWAYS_INLINE Batch<T> skipped(Index t, Index channel, Count count) const {
+    if (problem_.skip.channels() == 0) return broadcast(T(0));
+    return read(problem_.skip.data() + channel, count) * read(problem_.input.row(t) + channel, count);
+  }
+
+  template <class Count>
+  SEQMIX_ALWAYS_INLINE void finish(Index t, Index channel, Count count, Batch<T> sum) const {
+    if (problem_.gate.channels() > 0) sum = sum * silu(read(problem_.gate.row(t) + channel, count));
+    write(problem_.output.row(t) + channel, sum, count);
+  }
+
+  /// Fills the tile with tokens begin .. begin + count - 1; asks for those `ahead` tokens later of the block at `next`.
+  void stage(const Block& block, const Tile& tile, Index to, Index begin, Index count, const Block& next,
+             Index ahead) const {
+    constexpr Index line = Index(memory_alignment / sizeof(T));
+    const bool gated = problem_.gate.channels() > 0;
+    for (Index t = begin; t < begin + count; ++t) {
+      const Index later = std::min(t + ahead, length_ - 1);
+      for (Index c = 0; c < next.channels; c += line) {
+        prefetch_read(problem_.input.row(later) + next.channel + c);
+        prefetch_read(problem_.delta.row(later) + next.channel + c);
+        if (gated) prefetch_read(problem_.gate.row(t) + block.channel + c);
+        prefetch_write(problem_.output.row(t) + block.channel + c);
+      }
+      for_registers(block, [&](Index channel, Index v, auto some) SEQMIX_INLINE_LAMBDA {
+        Batch<T> delta, input;
+        discretise(t, channel, some, delta, input);
+        const Index at = tile.at(v, to + t - begin);
+        store(tile.delta + at, delta), store(tile.input + at, input);
+        store(tile.output + at, skipped(t, channel, some));
+      });
+    }
+  }
+
+  /// Some states of a register of channels over `rows` tokens of a tile, from token `begin` of the sequence on.
+  template <Index S>
+  SEQMIX_ALWAYS_INLINE void sweep(const T* delta, const T* input, T* output, const T* decay, T* state, Index begin,
+                                  Index rows, Index group, Index first_state) const {
+    Batch<T> h[S];
+    unroll<S>([&](auto n) SEQMIX_INLINE_LAMBDA { h[n] = load(state + n * width); });
+    const T *b = problem_.write.row(begin, group) + first_state, *c = problem_.read.row(begin, group) + first_state;
+    const Index b_stride = problem_.write.row_stride(), c_stride = problem_.read.row_stride();
+    for (Index t = 0; t < rows; ++t, b += b_stride, c += c_stride) {
+      const Batch<T> d = load(delta + t * width), x = load(input + t * width);
+      Batch<T> y = load(output + t * width);
+      unroll<S>([&](auto n) SEQMIX_INLINE_LAMBDA {
+        h[n] = fma(faded(d, load(decay + n * width)), h[n], x * broadcast(b[n]));
+        y = fma(h[n], broadcast(c[n]), y);
+      });
+      store(output + t * width, y);
+    }
+    unroll<S>([&](auto n) SEQMIX_INLINE_LAMBDA { store(state + n * width, h[n]); });
+  }
+
+  /// 2^(delta decay): infinity where that is too large for a number.
+  SEQMIX_ALWAYS_INLINE static Batch<T> faded(const Batch<T>& delta, const Batch<T>& decay) {
+    constexpr T beyond = T(FloatFormat<T>::exponent_bias + 1);
+    return exp2_decay(min_propagating(delta * decay, broadcast(beyond)));
+  }
+
+  /// States first .. last - 1 over `rows` tokens of a tile. decay, state: of the block, vector v's state n at
+  /// (v * states + n) * width.
+  void sweep_states(const Block& block, const Tile& tile, Index rows, T* sums, const T* decay, T* state, Index begin,
+                    Index first, Index last) const {
+    for (Index v = 0; v < block.vectors(); ++v) {
+      const T *delta = tile.delta + tile.at(v, 0), *input = tile.input + tile.at(v, 0);
+      T* const output = sums + tile.at(v, 0);
+      const auto some = [&](auto count, Index n) SEQMIX_INLINE_LAMBDA {
+        const Index at = (v * states_ + n) * width;
+        sweep<count>(delta, input, output, decay + at, state + at, begin, rows, block.group, n);
+      };
+      Index n = first;
+      for (; n + register_states <= last; n += register_states) {
+        some(std::integral_constant<Index, register_states>{}, n);
+      }
+      if (n + 2 <= last) some(std::integral_constant<Index, 2>{}, n), n += 2;
+      if (n < last) some(std::integral_constant<Index, 1>{}, n);
+    }
+  }
+
+  void load_block(const Block& block, T* decay, T* state) const {
+    for (Index v = 0; v < block.vectors(); ++v) {
+      const Index channel = block.channel + v * width, rows = std::min(width, block.channels - v * width);
+      LanesOfRows<T>::load_rows(problem_.decay.row(channel), problem_.decay.stride(), rows, states_,
+                                decay + v * states_ * width);
+      LanesOfRows<T>::load_rows(problem_.state.row(channel), problem_.state.stride(), rows, states_,
+                                state + v * states_ * width);
+    }
+  }
+  void store_block(const Block& block, const T* state) const {
+    for (Index v = 0; v < block.vectors(); ++v) {
+      const Index channel = block.channel + v * width, rows = std::min(width, block.channels - v * width);
+      LanesOfRows<T>::store_rows(state + v * states_ * width, problem_.state.row(channel), problem_.state.stride(),
+                                 rows, states_);
+    }
+  }
+
+  /// Every worker takes some blocks; it goes through time once, tile by tile.
+  void run_blocks(Workspace& workspace) const {
+    const Index workers = std::min(workspace.concurrency(), blocks_);
+    workspace.parallel_for(workers, [&](Index worker, Workspace& local) {
+      const Index first = blocks_ * worker / workers, last = blocks_ * (worker + 1) / workers;
+      const Index numbers = block_channels * states_;
+      T* const decay = local.take<T>((last - first) * numbers).data();
+      T* const state = local.take<T>((last - first) * numbers).data();
+      const Tile tile = make_tile(block_vectors, block_rows, local);
+      for (Index i = first; i < last; ++i) {
+        load_block(block(i), decay + (i - first) * numbers, state + (i - first) * numbers);
+      }
+      for (Index begin = 0; begin < length_; begin += block_rows) {
+        const Index rows = std::min(block_rows, length_ - begin);
+        for (Index i = first; i < last; ++i) {
+          const Block now = block(i);
+          const bool wraps = i + 1 == last;
+          stage(now, tile, 0, begin, rows, block(wraps ? first : i + 1), wraps ? block_rows : 0);
+          sweep_states(now, tile, rows, tile.output, decay + (i - first) * numbers, state + (i - first) * numbers,
+                       begin, 0, states_);
+          for (Index t = 0; t < rows; ++t) {
+            for_registers(now, [&](Index channel, Index v, auto some) SEQMIX_INLINE_LAMBDA {
+              finish(begin + t, channel, some, load(tile.output + tile.at(v, t)));
+            });
+          }
+        }
+      }
+      for (Index i = first; i < last; ++i) store_block(block(i), state + (i - first) * numbers);
+    });
+  }
+
+  /// Few channels: pieces of work are groups of states, and rows before and after.
+  void run_split(Workspace& workspace) const {
+    const auto frame = workspace.frame();
+    const Index numbers = block_channels * states_;
+    const Index parts = (states_ + register_states - 1) / register_states;
+    T* const decay = workspace.take<T>(blocks_ * numbers).data();
+    T* const state = workspace.take<T>(blocks_ * numbers).data();
+    const Index tile_numbers = block_channels * split_rows;
+    const Tile tiles = make_tile(blocks_ * block_vectors, split_rows, workspace);
+    T* const sums = workspace.take<T>(blocks_ * parts * tile_numbers).data();  // of each group of states
+    const auto tile_of = [&](Index i) -> Tile {
+      const Index at = i * tile_numbers;
+      return {tiles.delta + at, tiles.input + at, tiles.output + at, split_rows};
+    };
+    const auto sums_of = [&](Index i, Index part) { return sums + (i * parts + part) * tile_numbers; };
+    for (Index i = 0; i < blocks_; ++i) load_block(block(i), decay + i * numbers, state + i * numbers);
+    for (Index begin = 0; begin < length_; begin += split_rows) {
+      const Index rows = std::min(split_rows, length_ - begin);
+      workspace.for_row_blocks(rows, [&](Index first, Index count) {
+        for (Index i = 0; i < blocks_; ++i) {
+          stage(block(i), tile_of(i), first, begin + first, count, block(i), split_rows);
+        }
+      });
+      workspace.parallel_for(blocks_ * parts, [&](Index piece, Workspace&) {
+        const Index i = piece / parts, part = piece % parts, n = part * register_states;
+        const Block now = block(i);
+        const Tile tile = tile_of(i);
+        for (Index v = 0; v < now.vectors(); ++v) {
+          std::fill_n(sums_of(i, part) + tile.at(v, 0), rows * width, T(0));
+        }
+        sweep_states(now, tile, rows, sums_of(i, part), decay + i * numbers, state + i * numbers, begin, n,
+                     std::min(n + register_states, states_));
+      });
+      workspace.for_row_blocks(rows, [&](Index first, Index count) {
+        for (Index i = 0; i < blocks_; ++i) {
+          const Tile tile = tile_of(i);
+          for (Index t = first; t < first + count; ++t) {
+            for_registers(block(i), [&](Index channel, Index v, auto some) SEQMIX_INLINE_LAMBDA {
+              Batch<T> sum = load(tile.output + tile.at(v, t));
+              for (Index part = 0; part < parts; ++part) sum = sum + load(sums_of(i, part) + tile.at(v, t));
+              finish(begin + t, channel, some, sum);
+            });
+          }
+        }
+      });
+    }
+    for (Index i = 0; i < blocks_; ++i) store_block(block(i), state + i * numbers);
+  }
+
+  /// Few tokens: states in lanes.
+  void run_tokens(Workspace& workspace) const {
+    const Index workers = std::min(workspace.concurrency(), (blocks_ + 1) / 2);
+    workspace.parallel_for(workers, [&](Index worker, Workspace& local) {
+      const Index first = blocks_ * worker / workers, last = blocks_ * (worker + 1) / workers;
+      T* const delta = local.take<T>(block_channels).data();
+      T* const input = local.take<T>(block_channels).data();
+      for (Index t = 0; t < length_; ++t) {
+        for (Index i = first; i < last; ++i) {
+          const Block now = block(i);
+          for_registers(now, [&](Index channel, Index v, auto some) SEQMIX_INLINE_LAMBDA {
+            Batch<T> d, x;
+            discretise(t, channel, some, d, x);
+            store(delta + v * width, d), store(input + v * width, x);
+          });
+          for_registers(now, [&](Index channel, Index v, auto some) SEQMIX_INLINE_LAMBDA {
+            const auto add = [&](auto vectors) SEQMIX_INLINE_LAMBDA -> Batch<T> {
+              return update<vectors>(t, now.group, channel, some, delta + v * width, input + v * width);
+            };
+            const Batch<T> sum = states_ == width       ? add(std::integral_constant<Index, 1>{})
+                                 : states_ == 2 * width ? add(std::integral_constant<Index, 2>{})
+                                                        : add(std::integral_constant<Index, 0>{});
+            finish(t, channel, some, skipped(t, channel, some) + sum);
+          });
+        }
+      }
+    });
+  }
+
+  /// One token of `count` channels, at most a register; the sums over their states, which fill V registers; any number of
+  /// states if V is 0.
+  template <Index V, class Count>
+  SEQMIX_ALWAYS_INLINE Batch<T> update(Index t, Index group, Index channel, Count count, const T* delta,
+                                       const T* input) const {
+    const T *b = problem_.write.row(t, group), *c = problem_.read.row(t, group);
+    const T* decay = problem_.decay.row(channel);
+    T* state = problem_.state.row(channel);
+    const Index decay_stride = problem_.decay.stride(), state_stride = problem_.state.stride();
+    Batch<T> sums[width];
+    unroll<width>([&](auto i) SEQMIX_INLINE_LAMBDA {
+      sums[i] = broadcast(T(0));
+      if (i >= count) return;
+      const Batch<T> d = broadcast(delta[i]), x = broadcast(input[i]);
+      if constexpr (V > 0) {
+        unroll<V>([&](auto n) SEQMIX_INLINE_LAMBDA {
+          constexpr Index at = n * width;
+          const Batch<T> h = fma(faded(d, load(decay + at)), load(state + at), x * load(b + at));
+          store(state + at, h);
+          sums[i] = fma(h, load(c + at), sums[i]);
+        });
+      } else {
+        for (Index n = 0; n < states_; n += width) {
+          const Index some = std::min(width, states_ - n);
+          const auto part = [&](const T* from)
+                                SEQMIX_INLINE_LAMBDA -> Batch<T> { return load_partial(from + n, some); };
+          const Batch<T> h = fma(faded(d, part(decay)), part(state), x * part(b));
+          store_partial(state + n, h, some);
+          sums[i] = fma(h, part(c), sums[i]);
+        }
+      }
+      decay += decay_stride, state += state_stride;
+    });
+    return reduce_add_rows(sums);
+  }
+
+  const SelectiveScanProblem<T>& problem_;
+  Index length_, channels_, states_, group_channels_, group_blocks_, blocks_;
+};
+
+}  // namespace detail
+
+/// Scans all tokens from and into the state. O(L D N) time; scratch O(D N), and O(N) rows of D numbers for few channels.
+/// Allocates nothing once `workspace` is warm. exp(d A) is that of exp2_decay, of an argument rounded twice.
+template <class T>
+void selective_scan(const SelectiveScanProblem<T>& problem, Workspace& workspace) {
+  assert(problem.write.heads() > 0 && problem.output.channels() % problem.write.heads() == 0);
+  if (problem.output.length() == 0 || problem.output.channels() == 0) return;
+  detail::SelectiveScan<T>(problem).run(workspace);
+}
+
+}  // namespace seqmix::inline SEQMIX_ARCH
