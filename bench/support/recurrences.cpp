@@ -24,8 +24,8 @@ Tensor normalised(Tensor tensor) {
 struct Data {
   Data(const RecurrenceCore& core, const RecurrenceShape& of, Index length, int threads)
       : shape(of),
-        query(length, of.heads, of.key_dim, -1, 1, rng),
-        key(normalised(Tensor(length, of.heads, of.key_dim, -1, 1, rng))),
+        query(length, of.key_heads(), of.key_dim, -1, 1, rng),
+        key(normalised(Tensor(length, of.key_heads(), of.key_dim, -1, 1, rng))),
         value(length, of.heads, of.value_dim, -1, 1, rng),
         log_decay(length, of.heads, of.key_dim, -0.2, 0, rng),
         output(length, of.heads, of.value_dim),
@@ -33,7 +33,7 @@ struct Data {
         bonus(1, of.heads, of.key_dim, -1, 1, rng),
         head_log_decay(1, 1, of.heads),
         key_sum(1, of.heads, of.memory_rows()),
-        beta(core.removal == Removal::delta_rule ? length : 0, 1, of.heads, 0, 1, rng),
+        beta(core.removal == Removal::delta_rule || core.weight ? length : 0, 1, of.heads, 0, 1, rng),
         a(normalised(Tensor(core.removal == Removal::low_rank ? length : 0, of.heads, of.key_dim, -1, 1, rng))),
         b(a),
         memory(static_cast<std::size_t>(of.heads * of.memory_rows() * of.value_dim)),
@@ -96,8 +96,9 @@ void check_recurrence(const RecurrenceCore& core, Data& data, Index begin, Index
     ReferenceMemory reference(rows, shape.value_dim);
     std::vector<double> key_sum(static_cast<std::size_t>(rows));
     for (Index t = 0; t < length; ++t) {
-      feature(streams.query.row(t, h), true, query);
-      feature(streams.key.row(t, h), false, key);
+      const Index key_head = h / (shape.heads / shape.key_heads());
+      feature(streams.query.row(t, key_head), true, query);
+      feature(streams.key.row(t, key_head), false, key);
       for (Index i = 0; core.key && i < shape.key_dim; ++i) key[std::size_t(i)] = core.key(streams, t, h, i);
       const auto decay = [&](Index i) { return core.log_decay ? std::exp(core.log_decay(streams, t, h, i)) : 1.0; };
       const float* const of_value = streams.value.row(t, h);
@@ -118,7 +119,11 @@ void check_recurrence(const RecurrenceCore& core, Data& data, Index begin, Index
         removed = reference.read(key.data(), 1);
         for (std::size_t j = 0; j < value.size(); ++j) value[j] = double(streams.beta(t, h)) * (value[j] - removed[j]);
       }
-      reference.add(key.data(), value);
+      std::vector<double> added = value;
+      if (core.weight) {
+        for (double& number : added) number *= core.weight(streams, t, h);
+      }
+      reference.add(key.data(), added);
       if (!core.bonus) expected = reference.read(query.data(), core.scale);
       if (core.divisor) {
         double weight = 0;
@@ -128,6 +133,9 @@ void check_recurrence(const RecurrenceCore& core, Data& data, Index begin, Index
           weight += core.scale * double(query[std::size_t(i)]) * sum;
         }
         for (double& number : expected) number /= core.divisor(weight);
+      }
+      if (core.skip) {
+        for (std::size_t j = 0; j < value.size(); ++j) expected[j] += core.skip(streams, h) * value[j];
       }
       if (t >= begin) outputs.add(streams.output.row(t, h), expected.data(), shape.value_dim);
     }

@@ -75,6 +75,8 @@ inline constexpr Decay no_decay_delta{0, 0, 4, 6};            // delta rule
 inline constexpr Decay token_decay_delta{8, 1.0 / 64, 4, 6};  // gated delta rule, heads of 64
 inline constexpr Decay channel_decay_delta{5, 1, 5, 6};       // Kimi delta attention
 inline constexpr Decay channel_decay_low_rank{0, 1, 7, 8};    // RWKV-7
+// Mamba-2, 24 heads of 64 that share B and C of 128 states: those, x, dt and the output.
+inline constexpr Decay shared_token_decay{0, 1.0 / 128, (2 * 24 * 64 + 2 * 128 + 24) / (24 * 128.0)};
 
 namespace work {
 

@@ -83,6 +83,13 @@ struct TokenDecay {
   template <class T>
   using Policy = decay::PerToken<T>;
 };
+// With weights of their own for what tokens write and what they see of themselves.
+struct WeightedHeadDecay : HeadDecay {
+  static constexpr bool weighted = true;
+};
+struct WeightedTokenDecay : TokenDecay {
+  static constexpr bool weighted = true;
+};
 struct TokenChannelDecay {
   template <class T>
   using Policy = decay::PerTokenChannel<T>;
@@ -110,7 +117,9 @@ inline double random_log_decay(Decays kind, Rng& rng) {
 template <class T, class Kind, bool with_bonus, bool with_sum, class Map = feature_map::Identity>
 struct Inputs {
   using Decay = typename Kind::template Policy<T>;
-  using Readout = std::conditional_t<with_bonus, readout::BeforeUpdate<T>, readout::AfterUpdate<T>>;
+  static constexpr bool weighted = requires { Kind::weighted; };
+  using Readout = std::conditional_t<with_bonus, readout::BeforeUpdate<T>,
+                                     std::conditional_t<weighted, readout::Weighted<T>, readout::AfterUpdate<T>>>;
   using Normalizer = std::conditional_t<with_sum, normalizer::KeySum<T>, normalizer::None<T>>;
   using Problem = LinearRecurrenceProblem<T, Decay, Readout, Normalizer>;
 
@@ -125,6 +134,9 @@ struct Inputs {
                                              : 1,
                   gaps && (Decay::per_channel || Decay::per_value_channel) ? 2 : 0, gaps ? 3 : 0),
         bonus(1, sizes.bonus_heads, sizes.key_dim, gaps ? 4 : 0, 0),
+        weight(sizes.length, sizes.decay_heads, 1, 0, gaps ? 1 : 0),
+        own(sizes.length, sizes.bonus_heads, 1, 0, gaps ? 2 : 0),
+        skip(1, sizes.heads, 1, 0, 0),
         memory(1, sizes.heads * sizes.key_dim, sizes.value_dim, gaps ? 3 : 0, 0),
         memory_rest(1, sizes.heads * sizes.key_dim, sizes.value_dim, gaps ? 2 : 0, 0),
         key_sum(1, sizes.heads, sizes.key_dim, gaps ? 1 : 0, 0),
@@ -133,12 +145,13 @@ struct Inputs {
         scale(T(std::pow(double(sizes.key_dim), -0.5))) {
     // A denominator that is a sum of numbers of both signs could be anything.
     const auto signed_number = [&] { return rng.normal(); };
-    const auto weight = [&] { return with_sum ? rng.uniform(0.1, 2.0) : rng.normal(); };
-    query.fill(weight), key.fill(weight), value.fill(signed_number), bonus.fill(weight);
-    memory.fill(signed_number), key_sum.fill(weight);
+    const auto summand = [&] { return with_sum ? rng.uniform(0.1, 2.0) : rng.normal(); };
+    query.fill(summand), key.fill(summand), value.fill(signed_number), bonus.fill(summand);
+    memory.fill(signed_number), key_sum.fill(summand);
     const auto rest = [&] { return compensates() ? 1e-3 * rng.normal() : 0; };
     memory_rest.fill(rest), key_sum_rest.fill(rest);
     log_decay.fill([&] { return random_log_decay(decays, rng); });
+    weight.fill(signed_number), own.fill(signed_number), skip.fill(signed_number);
   }
 
   static Sizes completed(Sizes sizes) {
@@ -183,6 +196,10 @@ struct Inputs {
       readout_policy.weight =
           Sequence<const T>(bonus.view.data(), sizes.bonus_heads, sizes.key_dim, bonus.view.head_stride());
     }
+    if constexpr (weighted) {
+      readout_policy = {weight.view.rows(begin, count).flat(), own.view.rows(begin, count).flat(), {}};
+      if (skips()) readout_policy.skip = Token<const T>(skip.view.data(), sizes.heads);
+    }
     Normalizer normalizer_policy;
     if constexpr (with_sum) {
       normalizer_policy = {sum_view(used.key_sum), epsilon};
@@ -203,9 +220,10 @@ struct Inputs {
 
   // Whether sums over all tokens come in two parts: wherever there are gaps.
   bool compensates() const { return !Decay::any && row_gap > 0; }
+  bool skips() const { return sizes.key_dim % 2 == 1; }
 
   Sizes sizes;
-  Heads<T> query, key, value, log_decay, bonus, memory, memory_rest, key_sum, key_sum_rest;
+  Heads<T> query, key, value, log_decay, bonus, weight, own, skip, memory, memory_rest, key_sum, key_sum_rest;
   Index row_gap, position = 1001;
   T scale, epsilon = T(0.01);
 };
@@ -271,6 +289,9 @@ auto expected_of(const Inputs<T, Kind, with_bonus, with_sum, Map>& inputs, const
         const R q = mapped<Map>(R(inputs.query.view(t, inputs.shared(h, s.query_heads), i))) * R(inputs.scale);
         const R k = mapped<Map>(R(inputs.key.view(t, inputs.shared(h, s.key_heads), i)));
         const R u_i = R(inputs.bonus.view(0, inputs.shared(h, s.bonus_heads), i));
+        constexpr bool weighted = std::remove_cvref_t<decltype(inputs)>::weighted;
+        const R weight = weighted ? R(inputs.weight.view(t, inputs.shared(h, s.decay_heads), 0)) : R(1);
+        const R own = weighted ? R(inputs.own.view(t, inputs.shared(h, s.bonus_heads), 0)) : R(1);
         R d = 1, factor_error = 0;
         for (Index j = 0; j <= V; ++j) {
           if ((Decay::any && j == 0) || (Decay::per_value_channel && j < V)) {
@@ -284,7 +305,8 @@ auto expected_of(const Inputs<T, Kind, with_bonus, with_sum, Map>& inputs, const
           const R v = j < V ? R(inputs.value.view(t, inputs.shared(h, s.value_heads), j)) : R(1);
           Bounded<R>& m = at(i, j);
           Bounded<R>& y = output[std::size_t(j)];
-          const R added = k * v, added_error = std::abs(added) * map_error * u;
+          const R added = weight * k * v;
+          const R added_error = std::abs(added) * (map_error + (weighted ? 2 : 0)) * u;
           const auto read = [&](const R& value, const R& size, const R& error) {
             y.value += q * value;
             y.size += std::abs(q) * size;
@@ -298,10 +320,14 @@ auto expected_of(const Inputs<T, Kind, with_bonus, with_sum, Map>& inputs, const
             m.value *= d;
             m.size *= d;
           }
+          if (weighted) {
+            const R seen = std::abs(own * k * v);
+            read(m.value + own * k * v, m.size + seen, m.error + 2 * u * (m.size + seen));
+          }
           m.value += added;
           m.size += std::abs(added);
           m.error += (Decay::any ? 1 : 2) * u * m.size + added_error;
-          if (!with_bonus) read(m.value, m.size, m.error);
+          if (!with_bonus && !weighted) read(m.value, m.size, m.error);
         }
       }
       for (Index j = 0; j < V; ++j) {
@@ -312,6 +338,11 @@ auto expected_of(const Inputs<T, Kind, with_bonus, with_sum, Map>& inputs, const
           y.error = y.error / denominator + std::abs(y.value) * sum.error / (denominator * denominator) +
                     4 * u * std::abs(y.value) / denominator;
           y.value /= denominator;
+        }
+        if (std::remove_cvref_t<decltype(inputs)>::weighted && inputs.skips()) {
+          const R passed = R(inputs.skip.view(0, h, 0)) * R(inputs.value.view(t, inputs.shared(h, s.value_heads), j));
+          y.value += passed;
+          y.error += R(K + 16) * u * std::abs(passed);
         }
         result.output[std::size_t((t * s.heads + h) * V + j)] = y;
       }
@@ -358,7 +389,7 @@ void evaluate(Order order, const Problem& problem, Workspace& workspace) {
     linear_recurrence_in_place(problem, workspace);
   } else if (order == Order::fused) {
     linear_recurrence_panels<RecurrenceOrder::fused>(problem, workspace);
-  } else if constexpr (!decltype(problem.decay)::per_value_channel) {
+  } else if constexpr (!decltype(problem.decay)::per_value_channel && !decltype(problem.readout)::weighted) {
     linear_recurrence_panels<RecurrenceOrder::chunked>(problem, workspace);
   } else {
     linear_recurrence_panels<RecurrenceOrder::fused>(problem, workspace);  // there is no chunked order
@@ -499,6 +530,8 @@ void check_policy() {
     }
   }
   check_shape<I>({.length = 523, .heads = 2, .key_dim = 9, .value_dim = 6}, Decays::mild, true, rng, workspace);
+  // Larger than a second-level cache, so in longer blocks.
+  check_shape<I>({.length = 75, .heads = 3, .key_dim = 128, .value_dim = 200}, Decays::mild, false, rng, workspace);
   // Heads that share queries, keys, values, decays or bonuses.
   for (const Index shared : {1, 2, 3, 6}) {
     check_shape<I>({.length = 33, .heads = 6, .key_dim = 5, .value_dim = 11, .query_heads = shared}, Decays::mild, true,
@@ -523,6 +556,7 @@ void check_threads() {
   Rng rng(test_seed);
   for (const Sizes& sizes : {Sizes{.length = 130, .heads = 3, .key_dim = 17, .value_dim = 33},
                              Sizes{.length = 65, .heads = 1, .key_dim = 64, .value_dim = 100},
+                             Sizes{.length = 83, .heads = 3, .key_dim = 128, .value_dim = 200},
                              Sizes{.length = 18, .heads = 5, .key_dim = 3, .value_dim = 1}}) {
     const I inputs(sizes, Decays::mixed, true, rng);
     Workspace serial;
@@ -534,6 +568,51 @@ void check_threads() {
       Result<T> result(inputs);
       run(Order::chosen, inputs, sizes.length, {sizes.length / 3}, workspace, result);
       CHECK(result.same_bits(expected));
+    }
+  }
+}
+
+// --- maps of outputs --------------------------------------------------------------------------------------------------
+
+// Multiplies every output by a power of two that depends on its place.
+inline int exponent_of(Index head, Index token, Index column) { return int((2 * head + 3 * token + column) % 5); }
+
+template <class T>
+void scale_outputs(const void* parameters, Index head, Index token, Index column, const Sequence<T>& output) {
+  const int more = *static_cast<const int*>(parameters);
+  for (Index t = 0; t < output.length(); ++t) {
+    for (Index j = 0; j < output.channels(); ++j) {
+      output(t, j) = std::ldexp(output(t, j), exponent_of(head, token + t, column + j) + more);
+    }
+  }
+}
+
+template <class T>
+void scale_all(const HeadSequence<T>& output, int more) {
+  for (Index h = 0; h < output.heads(); ++h) scale_outputs<T>(&more, h, 0, 0, output.head(h));
+}
+
+template <class I>
+void check_output_map() {
+  using T = std::remove_cvref_t<decltype(I::scale)>;
+  Rng rng(test_seed);
+  for (const Sizes& sizes : {Sizes{.length = 1, .heads = 3, .key_dim = 5, .value_dim = 7},
+                             Sizes{.length = 35, .heads = 3, .key_dim = 17, .value_dim = 41},
+                             Sizes{.length = 18, .heads = 1, .key_dim = 8, .value_dim = 128}}) {
+    const I inputs(sizes, Decays::mild, true, rng);
+    for (const Order order : all_orders) {
+      for (const auto& [name, executor] : all_executors()) {
+        INFO(name << ", order " << int(order) << ", " << describe(inputs.sizes, sizes.length));
+        Workspace workspace(*executor);
+        Result<T> plain(inputs), mapped(inputs);
+        run(order, inputs, sizes.length, {}, workspace, plain);
+        auto problem = inputs.problem(mapped, mapped.output.view, 0, sizes.length);
+        const int more = 2;
+        problem.output_map = {&scale_outputs<T>, &more, inputs.value.view};
+        evaluate(order, problem, workspace);
+        scale_all(plain.output.view, more);
+        CHECK(mapped.same_bits(plain));
+      }
     }
   }
 }

@@ -31,6 +31,11 @@ TEST_CASE("linear recurrence, decay per token and value channel, double", "[line
   check_policy<Inputs<double, TokenValueChannelDecay, false, false>>();
 }
 
+TEST_CASE("linear recurrence, weighted tokens, double", "[linear_recurrence]") {
+  SECTION("decay per token") { check_policy<Inputs<double, WeightedTokenDecay, false, false>>(); }
+  SECTION("decay per head") { check_policy<Inputs<double, WeightedHeadDecay, false, false>>(); }
+}
+
 TEST_CASE("linear recurrence, any number of threads gives the same bits, double", "[linear_recurrence]") {
   check_threads<Inputs<double, NoDecay, false, true>>();
   check_threads<Inputs<double, NoDecay, true, false>>();

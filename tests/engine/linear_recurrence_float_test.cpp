@@ -47,8 +47,8 @@ TEST_CASE("linear recurrence, maps of queries and keys", "[linear_recurrence]") 
 
 // The key of one token and the query of a later one are so large that their product is infinite; the decay between them
 // is as strong. Values are small enough that the memory holds them.
-template <class Decay>
-void check_large_product(const Decay& decay, double log_decay) {
+template <class Decay, class Readout = readout::AfterUpdate<float>>
+void check_large_product(const Decay& decay, double log_decay, const Readout& readout = {}, double weight = 1) {
   constexpr Index length = 24, dim = 5, from = 8;
   for (const Index to : {9, 11}) {
     Matrix<float> query = Matrix<float>::Ones(length, dim), key = query,
@@ -59,19 +59,19 @@ void check_large_product(const Decay& decay, double log_decay) {
     for (std::size_t order = 0; order < 3; ++order) {
       y[order].setZero(length, dim);
       memory[order].setZero(dim, dim);
-      const LinearRecurrenceProblem<float, Decay> problem{Sequence<const float>(query).heads(1),
-                                                          Sequence<const float>(key).heads(1),
-                                                          Sequence<const float>(value).heads(1),
-                                                          decay,
-                                                          {},
-                                                          {},
-                                                          1.0f,
-                                                          {memory[order].data(), 1, dim, dim},
-                                                          Sequence<float>(y[order]).heads(1)};
+      const LinearRecurrenceProblem<float, Decay, Readout> problem{Sequence<const float>(query).heads(1),
+                                                                   Sequence<const float>(key).heads(1),
+                                                                   Sequence<const float>(value).heads(1),
+                                                                   decay,
+                                                                   readout,
+                                                                   {},
+                                                                   1.0f,
+                                                                   {memory[order].data(), 1, dim, dim},
+                                                                   Sequence<float>(y[order]).heads(1)};
       Workspace workspace;
       if (order == 0) linear_recurrence_in_place(problem, workspace);
       if (order == 1) linear_recurrence_panels<RecurrenceOrder::fused>(problem, workspace);
-      if constexpr (!Decay::per_value_channel) {
+      if constexpr (!Decay::per_value_channel && !Readout::weighted) {
         if (order == 2) linear_recurrence_panels<RecurrenceOrder::chunked>(problem, workspace);
       } else if (order == 2) {
         continue;
@@ -81,7 +81,7 @@ void check_large_product(const Decay& decay, double log_decay) {
       for (Index s = 0; s <= to; ++s) {
         expected += double(key(s, 0)) * (s == to ? 1.0 : std::exp(double(to - s) * log_decay));
       }
-      expected *= dim * 1e20 * double(value(0, 0));
+      expected *= dim * 1e20 * weight * double(value(0, 0));
       CHECK(y[order].allFinite());
       CHECK(memory[order].allFinite());
       CHECK(std::abs(double(y[order](to, 0)) - expected) <= 1e-4 * expected);
@@ -95,6 +95,8 @@ TEST_CASE("linear recurrence, a large query and a large key with a strong decay 
     const Matrix<float> each = Matrix<float>::Constant(24, 1, float(log_decay));
     check_large_product(decay::PerHead<float>{one}, log_decay);
     check_large_product(decay::PerToken<float>{each}, log_decay);
+    const Matrix<float> weights = Matrix<float>::Constant(24, 1, 1e-3f);
+    check_large_product(decay::PerToken<float>{each}, log_decay, readout::Weighted<float>{weights, weights}, 1e-3);
     const Matrix<float> channels = Matrix<float>::Constant(24, 5, float(log_decay));
     check_large_product(decay::PerTokenValueChannel<float>{Sequence<const float>(channels).heads(1)}, log_decay);
   }

@@ -18,8 +18,18 @@ TEST_CASE("linear recurrence, decay per token and value channel, float", "[linea
   check_policy<Inputs<float, TokenValueChannelDecay, false, false>>();
 }
 
+TEST_CASE("linear recurrence, weighted tokens, float", "[linear_recurrence]") {
+  check_policy<Inputs<float, WeightedTokenDecay, false, false>>();
+}
+TEST_CASE("linear recurrence, outputs are mapped once each", "[linear_recurrence]") {
+  check_output_map<Inputs<float, TokenDecay, true, false>>();
+  check_output_map<Inputs<float, WeightedTokenDecay, false, false>>();
+  check_output_map<Inputs<float, TokenValueChannelDecay, false, false>>();
+}
+
 TEST_CASE("linear recurrence, any number of threads gives the same bits, decays per token, float",
           "[linear_recurrence]") {
+  check_threads<Inputs<float, WeightedTokenDecay, false, false>>();
   check_threads<Inputs<float, TokenDecay, false, true>>();
   check_threads<Inputs<float, TokenDecay, true, false>>();
   check_threads<Inputs<float, TokenChannelDecay, false, false>>();
@@ -30,6 +40,7 @@ TEST_CASE("linear recurrence, any number of threads gives the same bits, decays 
 TEST_CASE("linear recurrence, NaN and infinity go where the equations take them, decays per token, float",
           "[linear_recurrence]") {
   check_not_a_number<Inputs<float, TokenDecay, true, false>>();
+  check_not_a_number<Inputs<float, WeightedTokenDecay, false, false>>();
   check_not_a_number<Inputs<float, TokenChannelDecay, false, false>>();
   check_not_a_number<Inputs<float, TokenValueChannelDecay, false, false>>();
 }

@@ -29,7 +29,6 @@ const std::set<std::string> pending = {
     "longformer",
     "lru",
     "mamba",
-    "mamba2",
     "mamba3",
     "mega",
     "mega_ema",

@@ -86,16 +86,20 @@ TEMPLATE_TEST_CASE("RMS norm with and without weights", "[norm]", float, double)
   for (const Index width : widths<T>()) {
     const double eps = 0.01;
     CAPTURE(width);
-    Heads<T> plain(3, 2, width, rng), weighted(3, 2, width, rng);
+    Heads<T> plain(3, 2, width, rng), weighted(3, 2, width, rng), each(3, 2, width, rng);
     const Vector<T> weight = seqmix::uniform_vector<T>(width, -2, 2, rng);
+    const Vector<T> weights = seqmix::uniform_vector<T>(2 * width, -2, 2, rng);
     seqmix::rms_normalize(plain.view, T(eps));
     seqmix::rms_normalize(weighted.view, T(eps), weight);
+    seqmix::rms_normalize(each.view, T(eps), weights);
     for (Index t = 0; t < 3; ++t) {
       for (Index h = 0; h < 2; ++h) {
-        for (auto* const heads : {&plain, &weighted}) {
+        for (auto* const heads : {&plain, &weighted, &each}) {
           const auto x = heads->before(t, h);
           for (Index d = 0; d < width; ++d) {
-            const double factor = heads == &weighted ? double(weight[d]) : 1.0;
+            const double factor = heads == &weighted ? double(weight[d])
+                                  : heads == &each   ? double(weights[h * width + d])
+                                                     : 1.0;
             const double expected = x[std::size_t(d)] / std::sqrt(mean_square_of(x, 0) + eps) * factor;
             REQUIRE(std::abs(double(heads->view(t, h, d)) - expected) <= relative_bound<T>(width) * std::abs(expected));
           }

@@ -34,6 +34,7 @@
 
 #define SEQMIX_TEST_RECURRENCES_BY_TOKEN(instantiate, T)                                                      \
   SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerToken<T>)                                          \
+  SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerToken<T>, seqmix::readout::Weighted<T>)            \
   SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerTokenChannel<T>)                                   \
   SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerTokenChannel<T>, seqmix::readout::BeforeUpdate<T>) \
   SEQMIX_TEST_RECURRENCE(instantiate, T, seqmix::decay::PerTokenValueChannel<T>)

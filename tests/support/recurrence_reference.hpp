@@ -1,6 +1,8 @@
 // What naive references of layers with a matrix memory share, in double and from the equations.
 #pragma once
 
+#include <seqmix/core/random.hpp>
+
 #include "support/reference.hpp"
 
 namespace seqmix::test {
@@ -54,5 +56,16 @@ class MemoryLoop {
  private:
   Matrixd memory_;
 };
+
+/// Rates of decay heads, in turn: infinite, some hundreds, about one, and about 1e-7 (from the bias).
+inline void extreme_decays(Vectord& log_rate, Vectord& bias, Rng& rng) {
+  const Index channels = bias.size() / log_rate.size();
+  for (Index h = 0; h < log_rate.size(); ++h) {
+    log_rate[h] = h % 4 == 0 ? std::log(300.0) : h % 4 == 1 ? 800.0 : h % 4 == 2 ? 0.0 : -1.0;
+    for (Index i = h * channels; i < (h + 1) * channels; ++i) {
+      bias[i] = h % 4 == 3 ? rng.uniform(-16, -12) : rng.uniform(-3, 1);
+    }
+  }
+}
 
 }  // namespace seqmix::test

@@ -52,6 +52,12 @@ Matrix<T> uniform_matrix(Index rows, Index columns, double bound, Rng& rng) {
   return Matrix<T>::NullaryExpr(rows, columns, [&] { return T(rng.uniform(-bound, bound)); });
 }
 
+/// A uniform weight [outputs, inputs] in +-inputs^-1/2, as torch initialises projections.
+template <class T>
+Matrix<T> random_projection(Index outputs, Index inputs, Rng& rng) {
+  return uniform_matrix<T>(outputs, inputs, std::pow(double(inputs), -0.5), rng);
+}
+
 /// A vector of numbers uniform in [low, high).
 template <class T>
 Vector<T> uniform_vector(Index size, double low, double high, Rng& rng) {

@@ -98,6 +98,7 @@ namespace seqmix::readout {
 template <class T>
 struct AfterUpdate {
   static constexpr bool bonus = false;
+  static constexpr bool weighted = false;
 };
 
 /// y_t = scale * q_t^T (S_{t-1} + diag(bonus) k_t v_t^T), bonus [heads, key_dim]: the token reads the memory left by the
@@ -105,7 +106,19 @@ struct AfterUpdate {
 template <class T>
 struct BeforeUpdate {
   static constexpr bool bonus = true;
+  static constexpr bool weighted = false;
   ConstSequence<T> weight;
+};
+
+/// S_t = d_t S_{t-1} + weight_t k_t v_t^T,   y_t = scale * (q_t^T d_t S_{t-1} + own_t (q_t . k_t) v_t^T) + skip * v_t:
+/// a token is written with one weight, sees itself with another (Mamba-2: the same; Mamba-3), and passes by the memory with
+/// a third. Where all channels of a memory decay alike; without normalizer and delta rule.
+template <class T>
+struct Weighted {
+  static constexpr bool bonus = false;
+  static constexpr bool weighted = true;
+  ConstSequence<T> weight, own;  ///< [length, heads']
+  ConstToken<T> skip = {};       ///< [heads], or empty: 0
 };
 
 }  // namespace seqmix::readout

@@ -50,7 +50,8 @@ void linear_recurrence(const LinearRecurrenceProblem<T, Decay, Readout, Normaliz
 template <class T, class Decay, class Readout, class Normalizer, class Delta>
 void linear_recurrence_shared_memory(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, Delta>& problem,
                                      Workspace& workspace) {
-  static_assert(!Normalizer::any && !Readout::bonus);
+  static_assert(!Normalizer::any && !Readout::bonus && !Readout::weighted);
+  assert(!problem.output_map.function);
   const MemoryView<T>& memory = problem.memory;
   const Index heads = memory.heads(), readers = heads == 0 ? 0 : problem.heads() / heads;
   const auto frame = workspace.frame();

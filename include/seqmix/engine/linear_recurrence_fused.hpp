@@ -39,14 +39,14 @@ struct RecurrenceCoefficients {
       : rows(workspace.take<T>(row_vectors * padded<T>(key_dim)).data()) {}
 };
 
-/// a[t, s] where all channels decay alike, with the decays multiplied into the key before the query is: for the rare
-/// product q_t . k_s that is beyond the largest number, or was before the decays.
+/// a[t, s] where all channels decay alike, with the decays and the key's weight multiplied into the key before the query
+/// is: for the rare product q_t . k_s that is beyond the largest number, or was before the decays.
 template <Index lag, class T>
 [[gnu::noinline]] T decay_then_multiply(const TokenRows<T>& queries, const TokenRows<T>& keys, Index pitch,
-                                        const T* factors, Index factor_stride, Index s, Index t) {
+                                        const T* factors, Index factor_stride, Index s, Index t, T weight = T(1)) {
   Batch<T> sum = broadcast(T(0));
   for (Index i = 0; i < pitch; i += lanes<T>) {
-    Batch<T> k = load(keys.row(s) + i);
+    Batch<T> k = load(keys.row(s) + i) * broadcast(weight);
     for (Index r = s + 1; r <= t - lag; ++r) k *= broadcast(factors[r * factor_stride]);
     sum = fma(load(queries.row(t) + i), k, sum);
   }
@@ -92,6 +92,10 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
   const TokenRows<T> queries = staged.queries, keys = staged.keys;
   const Index factor_stride = Decay::constant ? 0 : Decay::per_channel ? pitch : 1;
 
+  Batch<T> weight[Tokens];
+  unroll<Tokens>([&](auto s) SEQMIX_INLINE_LAMBDA {
+    if constexpr (Readout::weighted) weight[s] = broadcast(*head.weight.row(first + s));
+  });
   for (Index i = 0; i < key_dim; i += width) {
     T* rows = result.rows + i * row_vectors;
     Batch<T> factor[Tokens];
@@ -99,7 +103,8 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
     Batch<T> decay_after = factor[Tokens - 1];
     unroll<Tokens>([&](auto back) SEQMIX_INLINE_LAMBDA {
       constexpr Index s = Tokens - 1 - back;
-      const Batch<T> k = load(keys.row(s) + i);
+      Batch<T> k = load(keys.row(s) + i);
+      if constexpr (Readout::weighted) k *= weight[s];
       if constexpr (!Decay::any || back == 0) {
         store(rows + (1 + s) * width, k);
       } else {
@@ -142,15 +147,22 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
     });
   }
   reduce_add_each(dot, result.mix);
-  if constexpr (Decay::any && !Decay::per_channel) {
+  if constexpr ((Decay::any && !Decay::per_channel) || Readout::weighted) {
     for (Index s = 0; s < Tokens; ++s) {
       T between = T(1);
-      for (Index t = s + 1; t < Tokens; ++t) {
-        if (t - lag > s) between *= factors[(t - lag) * factor_stride];
+      for (Index t = Readout::weighted ? s : s + 1; t < Tokens; ++t) {
+        if constexpr (Decay::any) {
+          if (t - lag > s) between *= factors[(t - lag) * factor_stride];
+        }
         T& mix = result.mix[t * (t + 1) / 2 + s];
-        mix *= between;
+        T written = T(1);
+        if constexpr (Readout::weighted) written = *(t == s ? head.own : head.weight).row(first + s);
+        mix *= between * written;
         if (!std::isfinite(mix)) [[unlikely]] {
-          mix = decay_then_multiply<lag, T>(queries, keys, pitch, factors, factor_stride, s, t);
+          mix = decay_then_multiply<lag, T>(queries, keys, pitch, factors, factor_stride, s, t, written);
+        }
+        if constexpr (Readout::weighted) {
+          if (t == s) mix += head.skip;
         }
       }
     }

@@ -28,10 +28,12 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
     head_decay = Decay::constant ? broadcast(*constant_factors) : exp2_decay(broadcast(*log_decay * log2_e<T>));
   }
   Batch<T> key_dot = broadcast(T(0)), b_dot = broadcast(T(0)), sum = broadcast(T(0));
+  Batch<T> weight = broadcast(T(1)), own = broadcast(T(1));
+  if constexpr (Readout::weighted) weight = broadcast(*head.weight.row(t)), own = broadcast(*head.own.row(t));
   const auto prepare = [&](Index i, Index channels) SEQMIX_INLINE_LAMBDA {
     T* rows = result.rows + i * row_vectors;
     Batch<T> d = head_decay, q = load(staged.queries.data + i);
-    const Batch<T> k = load(staged.keys.data + i);
+    Batch<T> k = load(staged.keys.data + i);
     if constexpr (Decay::per_channel && Decay::constant) d = load(constant_factors + i);
     if constexpr (Decay::per_channel && !Decay::constant) {
       d = exp2_decay(load_some(log_decay + i, channels) * broadcast(log2_e<T>));
@@ -47,8 +49,9 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
     if constexpr (Readout::bonus) {
       key_dot = fma(q * load_some(head.bonus + i, channels), k, key_dot);
     } else {
-      key_dot = fma(q, k, key_dot);
+      key_dot = fma(q, Readout::weighted ? k * own : k, key_dot);
       if constexpr (Decay::any) q *= d;
+      if constexpr (Readout::weighted) k *= weight;
     }
     if constexpr (Normalizer::any) {
       Batch<T> z = load(key_sum + i);
@@ -63,7 +66,8 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
   Index i = 0;
   for (; i + width <= key_dim; i += width) prepare(i, width);
   if (i < key_dim) prepare(i, key_dim - i);
-  const T key_mix = reduce_add(key_dot);
+  T key_mix = reduce_add(key_dot);
+  if constexpr (Readout::weighted) key_mix += head.skip;
   if constexpr (Delta::any) {
     result.products[Coefficients::mix_at(0, Coefficients::sources - 1)] = key_mix;
     if constexpr (Delta::low_rank) {
@@ -204,6 +208,9 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
       for (; column < value_dim; column += width) {
         const Index columns = std::min(width, value_dim - column);
         sweep(std::integral_constant<Index, 1>{}, column, columns == width ? Index(-1) : columns);
+      }
+      if (problem.output_map.function) {
+        problem.output_map.function(problem.output_map.parameters, h, t, 0, head.output.rows(t, 1));
       }
       if constexpr (sums) {
         if (recent.data()) detail::settle_rows(recent, head.memory, problem.decay.position + t);

@@ -3,7 +3,8 @@
 // A head's memory is held in panels of two vectors of value columns, [key_dim][2 vectors], copied on entry and exit: a
 // panel fits the first-level cache whatever the key_dim, and panels are what threads share. Blocks of tokens are the outer
 // loop and heads the inner: the rows of a block come from memory once for all heads, and the coefficients of a block, made
-// once for all panels of a head, stay in the first-level cache.
+// once for all panels of a head, stay in the first-level cache. Where the memory of all heads is larger than the second-level
+// cache, every block moves it from behind that and back: then blocks are longer, for coefficients that stay in the second.
 #pragma once
 
 #include <algorithm>
@@ -27,17 +28,19 @@ class PanelRecurrence {
   PanelRecurrence(const Problem& problem, Index first, Index last, Workspace& workspace)
       : problem_(problem), first_(first), last_(last) {
     for (auto& chunk : chunks_) chunk = ChunkCoefficientsOf<Delta, T>(key_dim_, workspace);
-    for (auto& group : groups_) group = CoefficientsOf<Delta, T, group_tokens>(key_dim_, workspace);
+    for (std::size_t i = 0; i < std::size_t(chunked ? groups_.size() : block_ / group_tokens); ++i) {
+      groups_[i] = CoefficientsOf<Delta, T, group_tokens>(key_dim_, workspace);
+    }
     for (auto& single : singles_) single = CoefficientsOf<Delta, T, 1>(key_dim_, workspace);
     panels_memory_ = workspace.take<T>((last - first) * parts * panel_size_).data();
-    staged_ = StagedRows<T>(problem.delta, block, key_dim_, workspace);
+    staged_ = StagedRows<T>(problem.delta, block_, key_dim_, workspace);
     values_ = workspace.take<T>((Delta::low_rank ? 2 : 1) * chunk_tokens * panel_columns).data();
     const Index heads = last_head_ - first_head_ + 1;
     factors_ = workspace
                    .take<T>(Decay::constant            ? heads * pitch_
-                            : Decay::per_value_channel ? block * factor_pitch_
+                            : Decay::per_value_channel ? block_ * factor_pitch_
                             : Decay::per_channel       ? (chunked ? chunk_tokens : group_tokens) * pitch_
-                                                       : padded<T>(block))
+                                                       : padded<T>(block_))
                    .data();
     key_sums_ = workspace.take<T>(Normalizer::any ? heads * 2 * pitch_ : 0).data();
   }
@@ -50,9 +53,10 @@ class PanelRecurrence {
       if constexpr (Decay::constant) load_factors<Decay>(problem_.head(h), 0, 1, factors(h));
     }
     Index settled = 0;
-    for (Index begin = 0; begin < problem_.length(); begin += block) {
-      for (Index h = first_head_; h <= last_head_; ++h) run_block(h, begin, std::min(block, problem_.length() - begin));
-      if (begin + block - settled >= settle_interval) settle_all(), settled = begin + block;
+    for (Index begin = 0; begin < problem_.length(); begin += block_) {
+      for (Index h = first_head_; h <= last_head_; ++h)
+        run_block(h, begin, std::min(block_, problem_.length() - begin));
+      if (begin + block_ - settled >= settle_interval) settle_all(), settled = begin + block_;
     }
     save_panels();
   }
@@ -64,12 +68,20 @@ class PanelRecurrence {
 
   static constexpr Index panel_columns = 2 * lanes<T>;
   static constexpr bool chunked = order == RecurrenceOrder::chunked;
-  // Columns that fade each at their own pace leave no product of matrices.
-  static_assert(!(chunked && Decay::per_value_channel));
+  // Columns that fade each at their own pace leave no product of matrices; weights are left to the fused order.
+  static_assert(!(chunked && (Decay::per_value_channel || decltype(Problem::readout)::weighted)));
   static constexpr Index parts = Problem::sums ? 2 : 1;  // of a panel: recent, settled
   // Two sources for each of four tokens do not fit sixteen registers.
   static constexpr Index group_tokens = Delta::low_rank && register_count<> < 32 ? 2 : 4;
-  static constexpr Index block = chunked ? 2 * chunk_tokens : 8;
+  static constexpr Index short_block = 8, longest_block = chunked ? 2 * chunk_tokens : 32;
+  // Half of a small second-level cache.
+  static constexpr Index large_memory = Index(1) << 18;
+
+  /// Tokens of a block, the same for all threads.
+  static Index block_of(const Problem& problem) {
+    const Index bytes = problem.memory.shape().size() * parts * Index(sizeof(T));
+    return chunked || bytes > large_memory ? longest_block : short_block;
+  }
 
   Index columns_of(Index panel) const { return std::min(panel_columns, value_dim_ - panel * panel_columns); }
   T* panel_memory(Index unit) { return panels_memory_ + (unit - first_) * parts * panel_size_; }
@@ -182,6 +194,12 @@ class PanelRecurrence {
         token += coefficients.token_count;
       });
     }
+    const auto& map = problem_.output_map;
+    if (map.function) {
+      const Index column = (first - h * panels_) * panel_columns;
+      const Index columns = std::min((last - h * panels_) * panel_columns, value_dim_) - column;
+      map.function(map.parameters, h, begin, column, head.output.rows(begin, count).columns(column, columns));
+    }
   }
 
   /// Calls f for the coefficients of each group of tokens of a block of `count`, in order.
@@ -208,8 +226,8 @@ class PanelRecurrence {
     /// While head h is swept over the block that begins with `begin`, with `calls` calls of prefetch().
     Upcoming(const PanelRecurrence& recurrence, Index h, Index begin, Index calls) {
       const Index heads = recurrence.last_head_ - recurrence.first_head_ + 1, next = h - recurrence.first_head_ + 2;
-      const Index next_head = recurrence.first_head_ + next % heads, token = begin + next / heads * block;
-      tokens_ = std::clamp(recurrence.problem_.length() - token, Index(0), block);
+      const Index next_head = recurrence.first_head_ + next % heads, token = begin + next / heads * recurrence.block_;
+      tokens_ = std::clamp(recurrence.problem_.length() - token, Index(0), recurrence.block_);
       if (tokens_ == 0) return;
       const auto head = recurrence.problem_.head(next_head);
       Index count = 0;
@@ -224,6 +242,10 @@ class PanelRecurrence {
       const Index first_column = std::max(Index(0), recurrence.first_ - next_head * recurrence.panels_) * panel_columns;
       add(head.value, first_column);
       add(head.output, first_column);
+      if (recurrence.problem_.output_map.reads.heads() > 0) {
+        add(recurrence.problem_.output_map.reads.head(next_head), first_column);
+        map_reads_ = true;
+      }
       value_channels_ =
           std::min((recurrence.last_ - next_head * recurrence.panels_) * panel_columns, recurrence.value_dim_) -
           first_column;
@@ -239,6 +261,7 @@ class PanelRecurrence {
         }
         if (channel_ < value_channels_) {
           unroll<2>([&](auto i) SEQMIX_INLINE_LAMBDA { prefetch_early(streams_[key_streams + i].row + channel_); });
+          if (map_reads_) prefetch_early(streams_[key_streams + 2].row + channel_);
         }
         channel_ += line;
         if (channel_ >= channels_) {
@@ -258,18 +281,20 @@ class PanelRecurrence {
       const T* row;
       Index stride;
     };
-    Stream streams_[key_streams + 2];
+    Stream streams_[key_streams + 3];
+    bool map_reads_ = false;
     Index tokens_, key_channels_ = 0, value_channels_ = 0, channels_ = 0, lines_ = 0, channel_ = 0;
   };
 
   const Problem& problem_;
   const Index first_, last_;
+  const Index block_ = block_of(problem_);
   const Index key_dim_ = problem_.key_dim(), value_dim_ = problem_.value_dim(), pitch_ = padded<T>(key_dim_);
   const Index factor_pitch_ = factor_pitch<Decay, T>(key_dim_, value_dim_);
   const Index panels_ = (value_dim_ + panel_columns - 1) / panel_columns, panel_size_ = key_dim_ * panel_columns;
   const Index first_head_ = first_ / panels_, last_head_ = (last_ - 1) / panels_;
   std::array<ChunkCoefficientsOf<Delta, T>, chunked ? 2 : 0> chunks_;
-  std::array<CoefficientsOf<Delta, T, group_tokens>, chunked ? (chunk_tokens - 1) / group_tokens : block / group_tokens>
+  std::array<CoefficientsOf<Delta, T, group_tokens>, (chunked ? chunk_tokens - 1 : longest_block) / group_tokens>
       groups_;
   std::array<CoefficientsOf<Delta, T, 1>, group_tokens - 1> singles_;
   StagedRows<T> staged_;

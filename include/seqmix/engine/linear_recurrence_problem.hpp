@@ -44,6 +44,18 @@ struct LinearRecurrenceHead {
   Sequence<const T> beta, a, b;  // of the delta policy
   const T* bonus;
   Sequence<T> output, memory;
+  Sequence<const T> weight, own;  // of a weighted readout
+  T skip;
+};
+
+/// What becomes of outputs as soon as some tokens of a head have them, while they are in the first-level cache.
+/// function(parameters, head, token, column, output) is given the value columns from `column` on of the tokens from
+/// `token` on, and may change them; every output is given once. A pointer for the reason that a RowMap is one.
+template <class T>
+struct OutputMap {
+  void (*function)(const void* parameters, Index head, Index token, Index column, const Sequence<T>& output) = nullptr;
+  const void* parameters = nullptr;  ///< must outlive the call that the map is given to
+  HeadSequence<const T> reads = {};  ///< [length, heads, value_dim], or empty: what it reads from far away
 };
 
 /// Everything that one evaluation of the recurrence reads and writes. Shapes: query, key [length, heads', key_dim or what
@@ -65,8 +77,11 @@ struct LinearRecurrenceProblem {
   RowMap<T> query_map = row_map<T>;
   RowMap<T> key_map = row_map<T>;
   Delta delta{};
+  OutputMap<T> output_map{};
 
   static_assert(!(Delta::any && Readout::bonus));
+  static_assert(!(Readout::weighted &&
+                  (Delta::any || Normalizer::any || Decay::per_channel || Decay::per_value_channel)));
   /// Whether the memory is a sum over all tokens, to be held in two parts (see decay::None).
   static constexpr bool sums = !Decay::any && !Delta::any;
   static_assert(!(Decay::per_value_channel && (Delta::any || Readout::bonus || Normalizer::any)));
@@ -89,7 +104,10 @@ struct LinearRecurrenceProblem {
                                    {},
                                    {},
                                    output.head(h),
-                                   memory.head(h)};
+                                   memory.head(h),
+                                   {},
+                                   {},
+                                   {}};
     if constexpr (Delta::low_rank) {
       result.a = delta.a.head(shared(delta.a.heads()));
       result.b = delta.b.head(shared(delta.b.heads()));
@@ -97,6 +115,11 @@ struct LinearRecurrenceProblem {
       result.beta = delta.beta.columns(shared(delta.heads()), 1);
     }
     if constexpr (Readout::bonus) result.bonus = readout.weight.row(shared(readout.weight.length()));
+    if constexpr (Readout::weighted) {
+      result.weight = readout.weight.columns(shared(readout.weight.channels()), 1);
+      result.own = readout.own.columns(shared(readout.own.channels()), 1);
+      result.skip = readout.skip.channels() > 0 ? readout.skip[h] : T(0);
+    }
     return result;
   }
 };

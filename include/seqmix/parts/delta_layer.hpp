@@ -1,17 +1,15 @@
 // What the layers around a delta rule share: their sizes, the weights that all of them have, and the gates that turn
-// projections into the log decay and the beta of the rule.
+// projections into the log decay (parts/decay_gate.hpp) and the beta of the rule.
 //
 //   Source    Yang et al. 2024, arXiv:2406.06484, 2412.06464; Kimi Team 2025, arXiv:2510.26692; the layers of
 //             fla-org/flash-linear-attention
 //   Glossary  D channels   H heads of queries and keys   Hv heads of values and of the memory   K, V their widths
 #pragma once
 
-#include <cmath>
-#include <optional>
 #include <seqmix/parts/convolved_streams.hpp>
+#include <seqmix/parts/decay_gate.hpp>
 #include <seqmix/parts/gated_output.hpp>
 #include <seqmix/parts/linear.hpp>
-#include <seqmix/parts/row.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
 
@@ -22,61 +20,6 @@ void apply_beta_gate(Sequence<T> beta, bool doubled) {
   const Batch<T> limit = broadcast(doubled ? T(2) : T(1));
   apply_activation(beta, [&](const Batch<T>& b) SEQMIX_INLINE_LAMBDA { return limit * sigmoid(b); });
 }
-
-/// A uniform weight [outputs, inputs] in +-inputs^-1/2, as torch initialises projections.
-template <class T>
-Matrix<T> random_projection(Index outputs, Index inputs, Rng& rng) {
-  return uniform_matrix<T>(outputs, inputs, std::pow(double(inputs), -0.5), rng);
-}
-
-/// The log decays of a layer, from a projection f of its input:
-///   g = -exp(log_rate) softplus(f + bias), or, bounded below,   g = lower_bound * sigmoid(exp(log_rate) (f + bias))
-/// log_rate [heads], bias [heads * n]: one decay for each head (n = 1) or for each key channel.
-template <std::floating_point T>
-class DecayGate {
- public:
-  DecayGate() = default;
-
-  /// lower_bound < 0, where given. Allocates. bias must hold a multiple of the number of heads.
-  DecayGate(const Vector<T>& log_rate, const Vector<T>& bias, std::optional<T> lower_bound = {})
-      : rate_(bias.size()), bias_(bias), lower_bound_(lower_bound) {
-    const Index channels = bias.size() / log_rate.size();
-    for (Index i = 0; i < rate_.size(); ++i) rate_[i] = std::exp(log_rate[i / channels]);
-  }
-
-  /// In place, f [length, heads * n]. Allocates nothing.
-  void apply(Sequence<T> f) const {
-    for (Index t = 0; t < f.length(); ++t) {
-      if (lower_bound_) {
-        const Batch<T> bound = broadcast(*lower_bound_);
-        const auto bounded = [&](const Batch<T>& x, const Batch<T>& rate, const Batch<T>& bias)
-                                 SEQMIX_INLINE_LAMBDA { return bound * sigmoid(rate * (x + bias)); };
-        map_row(f.channels(), f.row(t), bounded, f.row(t), rate_.data(), bias_.data());
-      } else {
-        const auto decay = [](const Batch<T>& x, const Batch<T>& rate, const Batch<T>& bias)
-                               SEQMIX_INLINE_LAMBDA { return -rate * softplus(x + bias); };
-        map_row(f.channels(), f.row(t), decay, f.row(t), rate_.data(), bias_.data());
-      }
-    }
-  }
-
-  /// exp(log_rate) uniform in [lowest, highest).
-  static Vector<T> random_log_rate(Index heads, double lowest, double highest, Rng& rng) {
-    return Vector<T>::NullaryExpr(heads, [&] { return T(std::log(rng.uniform(lowest, highest))); });
-  }
-
-  /// softplus(bias) log-uniform in [0.001, 0.1).
-  static Vector<T> random_bias(Index size, Rng& rng) {
-    return Vector<T>::NullaryExpr(size, [&] {
-      const double step = std::exp(rng.uniform(std::log(0.001), std::log(0.1)));
-      return T(step + std::log(-std::expm1(-step)));
-    });
-  }
-
- private:
-  Vector<T> rate_, bias_;  // [heads * n]
-  std::optional<T> lower_bound_;
-};
 
 /// The sizes of a layer with a delta rule.
 struct DeltaLayerSizes {

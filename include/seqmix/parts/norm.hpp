@@ -75,11 +75,12 @@ void rms_normalize(HeadSequence<T> x, std::type_identity_t<T> eps) {
   }
 }
 
-/// x = x / sqrt(mean(x^2) + eps) * weight, weight [head_dim] the same for all heads, in place.
+/// x = x / sqrt(mean(x^2) + eps) * weight, weight [head_dim] the same for all heads or [heads * head_dim], in place.
 /// x [length, heads, head_dim].
 template <class T>
 void rms_normalize(HeadSequence<T> x, std::type_identity_t<T> eps, ConstToken<T> weight) {
-  assert(weight.channels() == x.head_dim());
+  assert(weight.channels() == x.head_dim() || weight.channels() == x.heads() * x.head_dim());
+  const Index next_head = weight.channels() == x.head_dim() ? 0 : x.head_dim();
   for (Index t = 0; t < x.length(); ++t) {
     for (Index h = 0; h < x.heads(); ++h) {
       T* const row = x.row(t, h);
@@ -87,7 +88,7 @@ void rms_normalize(HeadSequence<T> x, std::type_identity_t<T> eps, ConstToken<T>
       map_row(
           x.head_dim(), row,
           [&](const Batch<T>& value, const Batch<T>& w) SEQMIX_INLINE_LAMBDA { return value * scale * w; }, row,
-          weight.data());
+          weight.data() + h * next_head);
     }
   }
 }
