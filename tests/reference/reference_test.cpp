@@ -16,7 +16,7 @@ std::string check_values(const MixerCase<T>& mixer, Index length) {
   const Matrix<T> x = normal_matrix<T>(length, mixer.mixer->channels(), 1.0, rng);
   const Matrix<double> exact_x = x.template cast<double>(), expected = mixer.reference(exact_x);
   if (expected.rows() != x.rows() || expected.cols() != x.cols()) return "the reference gives another shape";
-  const RowBounds bounds = row_bounds<T>(*mixer.exact, exact_x);
+  const RowBounds bounds = row_bounds<T>(mixer.exact, exact_x);
   Workspace workspace;
   Matrix<T> y = Matrix<T>::Constant(x.rows(), x.cols(), std::numeric_limits<T>::quiet_NaN());
   mixer.mixer->forward(x, y, workspace);

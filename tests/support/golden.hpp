@@ -59,6 +59,7 @@
 
 #include "any_mixer.hpp"
 #include "fields.hpp"
+#include "scalars.hpp"
 
 namespace seqmix::test {
 
@@ -363,7 +364,7 @@ class GoldenLayer : public GoldenAnyLayer<typename M::Scalar> {
 /// What the registry knows of one adapter.
 struct GoldenEntry {
   std::string operator_id, level;
-  std::unique_ptr<GoldenRunner<float>> (*make_float)(GoldenCase&);
+  std::unique_ptr<GoldenRunner<float>> (*make_float)(GoldenCase&);  // null where the scalar is not tested
   std::unique_ptr<GoldenRunner<double>> (*make_double)(GoldenCase&);
 };
 
@@ -375,10 +376,18 @@ std::vector<GoldenEntry>& golden_registry();
 template <template <class> class Runner, class = Runner<float>>
 struct GoldenRegistration {
   GoldenRegistration(std::string operator_id, std::string level) {
-    golden_registry().push_back({std::move(operator_id), std::move(level), &make<float>, &make<double>});
+    golden_registry().push_back({std::move(operator_id), std::move(level), maker<float>(), maker<double>()});
   }
 
  private:
+  template <class T>
+  static constexpr auto maker() -> std::unique_ptr<GoldenRunner<T>> (*)(GoldenCase&) {
+    if constexpr (scalar_tested<T>) {
+      return &make<T>;
+    } else {
+      return nullptr;
+    }
+  }
   template <class T>
   static std::unique_ptr<GoldenRunner<T>> make(GoldenCase& golden) {
     if constexpr (requires { Runner<T>::make(golden); }) {
@@ -389,7 +398,7 @@ struct GoldenRegistration {
   }
 };
 
-/// Runs the case at `path` in float and double through every path. Returns what is wrong, one line without the file's
+/// Runs the case at `path` in float and double (those tested, see scalars.hpp) through every path. Returns what is wrong, one line without the file's
 /// name, or nothing. Never throws.
 std::string check_golden_case(const std::string& path);
 

@@ -112,7 +112,7 @@ class Checker {
       entry = std::make_unique<Sample>();
       entry->x = random_rows(length, rng);
       entry->y = forward(entry->x);
-      entry->bounds = row_bounds<T>(*case_.exact, entry->x.template cast<double>());
+      entry->bounds = row_bounds<T>(case_.exact, entry->x.template cast<double>());
       expect_true(entry->bounds.exact.allFinite(), "the test's input gives y that isn't finite");
     }
     return *entry;

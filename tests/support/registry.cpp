@@ -20,8 +20,17 @@ MixerCase<T> MixerEntry::make(Index configuration) const {
   } else {
     result.mixer = made->make_double();
   }
-  result.exact = made->make_double();
   if (made->has_reference()) result.reference = [made](const Matrix<double>& x) { return made->reference(x); };
+  if (const std::shared_ptr<AnyMixer<double>> exact = made->make_double()) {
+    result.exact = [exact](const Matrix<double>& x) {
+      Workspace workspace;
+      Matrix<double> y(x.rows(), x.cols());
+      exact->forward(x, y, workspace);
+      return y;
+    };
+  } else {
+    result.exact = result.reference;
+  }
   return result;
 }
 
