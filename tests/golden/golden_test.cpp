@@ -29,7 +29,6 @@ const std::set<std::string> pending = {
     "longformer",
     "lru",
     "mamba",
-    "mamba3",
     "mega",
     "mega_ema",
     "moba",

@@ -28,6 +28,21 @@ enum class RotaryPairs {
   interleaved  ///< 2i and 2i + 1
 };
 
+/// Turns the first `count` pairs of x, [rotary_dim], in place.
+template <class T>
+void turn_pairs(T* x, RotaryPairs pairs, Index rotary_dim, Index count, const T* sine, const T* cosine) {
+  const auto turn = [](T& a, T& b, T s, T c) {
+    const T turned = a * c - b * s;
+    b = b * c + a * s;
+    a = turned;
+  };
+  if (pairs == RotaryPairs::half) {
+    for (Index i = 0; i < count; ++i) turn(x[i], x[i + rotary_dim / 2], sine[i], cosine[i]);
+  } else {
+    for (Index i = 0; i < count; ++i) turn(x[2 * i], x[2 * i + 1], sine[i], cosine[i]);
+  }
+}
+
 /// The rotation of queries and keys by their positions.
 class Rotary {
  public:
@@ -74,11 +89,7 @@ class Rotary {
     for (Index t = 0; t < x.length(); ++t) {
       set_turn(double(position + t), angle, sine, cosine);
       for (Index h = 0; h < x.heads(); ++h) {
-        if (pairs_ == RotaryPairs::half) {
-          turn_halves(x.row(t, h), pairs, sine, cosine);
-        } else {
-          turn_neighbours(x.row(t, h), pairs, sine, cosine);
-        }
+        turn_pairs(x.row(t, h), pairs_, 2 * pairs, pairs, sine, cosine);
       }
     }
   }
@@ -113,24 +124,6 @@ class Rotary {
       const auto [s, c] = sincos(load_partial(sine + i, count));
       store_partial(sine + i, s, count);
       store_partial(cosine + i, c, count);
-    }
-  }
-
-  template <class T>
-  static void turn_halves(T* x, Index pairs, const T* sine, const T* cosine) {
-    for (Index i = 0; i < pairs; ++i) {
-      const T a = x[i], b = x[i + pairs];
-      x[i] = a * cosine[i] - b * sine[i];
-      x[i + pairs] = b * cosine[i] + a * sine[i];
-    }
-  }
-
-  template <class T>
-  static void turn_neighbours(T* x, Index pairs, const T* sine, const T* cosine) {
-    for (Index i = 0; i < pairs; ++i) {
-      const T a = x[2 * i], b = x[2 * i + 1];
-      x[2 * i] = a * cosine[i] - b * sine[i];
-      x[2 * i + 1] = b * cosine[i] + a * sine[i];
     }
   }
 

@@ -1,0 +1,128 @@
+#include <seqmix/ssm/mamba3.hpp>
+
+#include <memory>
+
+#include "support/data.hpp"
+
+namespace seqmix::bench {
+namespace {
+
+constexpr Index heads = 24, head_dim = 64, state_dim = 128, angles = 32;
+
+struct Data {
+  Data(Index length, int threads)
+      : query(length, 1, state_dim, -1, 1, rng),
+        key(length, 1, state_dim, -1, 1, rng),
+        value(length, heads, head_dim, -1, 1, rng),
+        log_decay(length, 1, heads, -0.2, 0, rng),
+        dt(length, 1, heads, 0, 0.2, rng),
+        trapezoid(length, 1, heads, -1, 1, rng),
+        angle(length, 1, angles, -1, 1, rng),
+        output(length, heads, head_dim),
+        query_bias(1, heads, state_dim, 0.5, 1.5, rng),
+        key_bias(1, heads, state_dim, 0.5, 1.5, rng),
+        d(1, 1, heads, -1, 1, rng),
+        angle_sum(std::size_t(heads * angles)),
+        memory(std::size_t(heads * state_dim * head_dim)),
+        last_key(std::size_t(heads * state_dim)),
+        last_value(std::size_t(heads * head_dim)),
+        workspace(executor(threads)) {}
+
+  void clear() {
+    std::fill(angle_sum.begin(), angle_sum.end(), 0.0);
+    for (Buffer<float>* part : {&memory, &last_key, &last_value}) std::fill(part->begin(), part->end(), 0.0f);
+  }
+
+  void run(Index begin, Index count) { run(begin, count, output.view().rows(begin, count)); }
+
+  void run(Index begin, Index count, HeadSequence<float> to) {
+    const auto rows = [&](const Tensor& tensor) { return tensor.view().rows(begin, count); };
+    const auto of_heads = [](const Tensor& tensor, Index channels) {
+      return Sequence<const float>(tensor.view().data(), heads, channels);
+    };
+    mamba3<float>(
+        {.query = rows(query),
+         .key = rows(key),
+         .value = rows(value),
+         .log_decay = rows(log_decay).flat(),
+         .dt = rows(dt).flat(),
+         .trapezoid = rows(trapezoid).flat(),
+         .angle = rows(angle)},
+        {.query_bias = of_heads(query_bias, state_dim),
+         .key_bias = of_heads(key_bias, state_dim),
+         .d = Token<const float>(d.view().data(), heads)},
+        {Sequence<double>(angle_sum.data(), heads, angles),
+         MemoryView<float>(memory.data(), heads, state_dim, head_dim),
+         Sequence<float>(last_key.data(), heads, state_dim), Sequence<float>(last_value.data(), heads, head_dim)},
+        to, workspace);
+  }
+
+  /// Tokens one by one give the same.
+  void check() {
+    const Index some = std::min(output.view().length(), Index(300));
+    Tensor alone(some, heads, head_dim);
+    clear();
+    for (Index t = 0; t < some; ++t) run(t, 1, alone.view().rows(t, 1));
+    Comparison outputs;
+    for (Index t = 0; t < some; ++t) {
+      outputs.add(output.view().rows(t, 1).data(), alone.view().rows(t, 1).data(), heads * head_dim);
+    }
+    outputs.expect_within(5e-5, "the recurrence");
+  }
+
+  Rng rng{6};
+  Tensor query, key, value, log_decay, dt, trapezoid, angle, output, query_bias, key_bias, d;
+  Buffer<double> angle_sum;
+  Buffer<float> memory, last_key, last_value;
+  Workspace workspace;
+};
+
+/// Query, key, angles, values, output and three numbers for each head; the recurrence, and rotations of queries and keys.
+Work least_work(Index length) {
+  const double streams = 2 * state_dim + angles + 2 * heads * head_dim + 3 * heads;
+  return double(length) * Work{.flops = heads * (4.0 * state_dim * head_dim + 12.0 * angles),
+                               .exps = heads * (2.0 + 2 * angles) + angles,
+                               .streamed_bytes = 4 * streams};
+}
+
+Case sequence(Index length, int threads) {
+  const auto data = std::make_shared<Data>(length, threads);
+  Case result;
+  result.prepare = [=] { data->clear(); };
+  result.run = [=] { data->run(0, length); };
+  result.check = [=] { data->check(); };
+  result.work = least_work(length);
+  result.tokens = length;
+  result.state_bytes = Index(data->memory.size() * sizeof(float));
+  result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
+  return result;
+}
+
+Case step(int threads) {
+  constexpr Index context = 64, spare = 16;
+  const auto data = std::make_shared<Data>(context + spare, threads);
+  data->run(0, context);
+  const auto steps = std::make_shared<Index>(0);
+  Case result;
+  result.run = [=] { data->run(context + (*steps)++ % spare, 1); };
+  result.check = [=] { expect_finite(data->output.flat().rows(0, context + 1), "a step"); };
+  result.work = least_work(1);
+  result.work.streamed_bytes = 0;
+  result.work.footprint_bytes = 4.0 * heads * state_dim * head_dim;
+  result.work.resident_bytes = 2 * result.work.footprint_bytes;
+  result.tokens = 1;
+  return result;
+}
+
+const bool registered = [] {
+  for (const Index length : {Index(2048), Index(8192)}) {
+    if (length > effort().longest_core) continue;
+    add_benchmark("core/mamba3/length:" + std::to_string(length),
+                  [=](int threads) { return sequence(length, threads); });
+  }
+  add_benchmark("core_step/mamba3/context:64", [](int threads) { return step(threads); });
+  return true;
+}();
+
+}  // namespace
+}  // namespace seqmix::bench
