@@ -175,6 +175,18 @@ inline Work feature_attention_step(Index heads, Index width, Index features, Ind
   return work;
 }
 
+/// The same where the features are exponentials of products with random vectors.
+inline Work random_feature_attention(Index length, Index heads, Index width, Index features, Index value_dim) {
+  const double rows = double(length * heads * features);
+  return feature_attention(length, heads, width, features, value_dim) +
+         Work{.flops = 4 * rows * double(width), .exps = 2 * rows};
+}
+
+inline Work random_feature_attention_step(Index heads, Index width, Index features, Index value_dim) {
+  const Work step = feature_attention_step(heads, width, features, value_dim);
+  return step + Work{.flops = 4.0 * double(heads * features * width), .exps = 2.0 * double(heads * features)};
+}
+
 /// A recurrent delta net: three products of what is fed back with a matrix of the weights, and the delta rule; an exponential
 /// for each channel in a tanh and in two softmaxes.
 inline Work recurrent_delta_net(Index length, Index heads, Index head_dim) {

@@ -90,6 +90,10 @@ struct WeightedHeadDecay : HeadDecay {
 struct WeightedTokenDecay : TokenDecay {
   static constexpr bool weighted = true;
 };
+struct RescaledSum {
+  template <class T>
+  using Policy = decay::Rescaled<T>;
+};
 struct TokenChannelDecay {
   template <class T>
   using Policy = decay::PerTokenChannel<T>;
@@ -122,6 +126,8 @@ struct Inputs {
                                      std::conditional_t<weighted, readout::Weighted<T>, readout::AfterUpdate<T>>>;
   using Normalizer = std::conditional_t<with_sum, normalizer::KeySum<T>, normalizer::None<T>>;
   using Problem = LinearRecurrenceProblem<T, Decay, Readout, Normalizer>;
+  // Whether the memory may come in two parts.
+  static constexpr bool sums = requires(Decay policy) { policy.compensation; };
 
   Inputs(const Sizes& sizes_given, Decays decays, bool gaps, Rng& rng)
       : sizes(completed(sizes_given)),
@@ -173,6 +179,7 @@ struct Inputs {
       return {{g.data(), g.heads(), g.head_dim(), g.head_stride()}};
     }
     if constexpr (std::same_as<Decay, decay::PerToken<T>>) return {g.rows(begin, count).flat()};
+    if constexpr (std::same_as<Decay, decay::Rescaled<T>>) return {g.rows(begin, count).flat()};
     if constexpr (std::same_as<Decay, decay::PerTokenChannel<T>>) return {g.rows(begin, count)};
     if constexpr (std::same_as<Decay, decay::PerTokenValueChannel<T>>) return {g.rows(begin, count)};
   }
@@ -188,8 +195,9 @@ struct Inputs {
       return {heads.view.data(), sizes.heads, sizes.key_dim, heads.view.head_stride()};
     };
     Decay decay_policy = decay(begin, count);
-    if constexpr (!Decay::any) {
-      if (compensates()) decay_policy = {memory_view(used.memory_rest), position + begin};
+    if constexpr (sums) {
+      if (compensates()) decay_policy.compensation = memory_view(used.memory_rest);
+      decay_policy.position = position + begin;
     }
     Readout readout_policy;
     if constexpr (with_bonus) {
@@ -219,7 +227,7 @@ struct Inputs {
   }
 
   // Whether sums over all tokens come in two parts: wherever there are gaps.
-  bool compensates() const { return !Decay::any && row_gap > 0; }
+  bool compensates() const { return sums && row_gap > 0; }
   bool skips() const { return sizes.key_dim % 2 == 1; }
 
   Sizes sizes;
@@ -256,7 +264,8 @@ long double mapped(long double x) {
 template <class T, class Kind, bool with_bonus, bool with_sum, class Map>
 auto expected_of(const Inputs<T, Kind, with_bonus, with_sum, Map>& inputs, const std::vector<Index>& moments) {
   using R = Wider<T>;
-  using Decay = typename Kind::template Policy<T>;
+  using I = Inputs<T, Kind, with_bonus, with_sum, Map>;
+  using Decay = typename I::Decay;
   const R u = R(std::numeric_limits<T>::epsilon()) / 2, tiny = R(std::numeric_limits<T>::min());
   const auto& s = inputs.sizes;
   const Index K = s.key_dim, V = s.value_dim;
@@ -326,7 +335,7 @@ auto expected_of(const Inputs<T, Kind, with_bonus, with_sum, Map>& inputs, const
           }
           m.value += added;
           m.size += std::abs(added);
-          m.error += (Decay::any ? 1 : 2) * u * m.size + added_error;
+          m.error += (I::sums ? 2 : 1) * u * m.size + added_error;
           if (!with_bonus && !weighted) read(m.value, m.size, m.error);
         }
       }
@@ -389,7 +398,8 @@ void evaluate(Order order, const Problem& problem, Workspace& workspace) {
     linear_recurrence_in_place(problem, workspace);
   } else if (order == Order::fused) {
     linear_recurrence_panels<RecurrenceOrder::fused>(problem, workspace);
-  } else if constexpr (!decltype(problem.decay)::per_value_channel && !decltype(problem.readout)::weighted) {
+  } else if constexpr (!decltype(problem.decay)::per_value_channel && !decltype(problem.readout)::weighted &&
+                       !(Problem::sums && decltype(problem.decay)::any)) {
     linear_recurrence_panels<RecurrenceOrder::chunked>(problem, workspace);
   } else {
     linear_recurrence_panels<RecurrenceOrder::fused>(problem, workspace);  // there is no chunked order

@@ -27,6 +27,9 @@ TEST_CASE("linear recurrence, decay per token and channel, double", "[linear_rec
   SECTION("read after the update, normalised") { check_policy<Inputs<double, TokenChannelDecay, false, true>>(); }
   SECTION("read before the update") { check_policy<Inputs<double, TokenChannelDecay, true, false>>(); }
 }
+TEST_CASE("linear recurrence, sum that is rescaled, double", "[linear_recurrence]") {
+  check_policy<Inputs<double, RescaledSum, false, false>>();
+}
 TEST_CASE("linear recurrence, decay per token and value channel, double", "[linear_recurrence]") {
   check_policy<Inputs<double, TokenValueChannelDecay, false, false>>();
 }

@@ -17,6 +17,9 @@ TEST_CASE("linear recurrence, decay per token and channel, float", "[linear_recu
 TEST_CASE("linear recurrence, decay per token and value channel, float", "[linear_recurrence]") {
   check_policy<Inputs<float, TokenValueChannelDecay, false, false>>();
 }
+TEST_CASE("linear recurrence, sum that is rescaled, float", "[linear_recurrence]") {
+  check_policy<Inputs<float, RescaledSum, false, false>>();
+}
 
 TEST_CASE("linear recurrence, weighted tokens, float", "[linear_recurrence]") {
   check_policy<Inputs<float, WeightedTokenDecay, false, false>>();
@@ -34,6 +37,7 @@ TEST_CASE("linear recurrence, any number of threads gives the same bits, decays 
   check_threads<Inputs<float, TokenDecay, true, false>>();
   check_threads<Inputs<float, TokenChannelDecay, false, false>>();
   check_threads<Inputs<float, TokenChannelDecay, true, true>>();
+  check_threads<Inputs<float, RescaledSum, false, false>>();
   check_threads<Inputs<float, TokenValueChannelDecay, false, false>>();
 }
 
@@ -41,6 +45,7 @@ TEST_CASE("linear recurrence, NaN and infinity go where the equations take them,
           "[linear_recurrence]") {
   check_not_a_number<Inputs<float, TokenDecay, true, false>>();
   check_not_a_number<Inputs<float, WeightedTokenDecay, false, false>>();
+  check_not_a_number<Inputs<float, RescaledSum, false, false>>();
   check_not_a_number<Inputs<float, TokenChannelDecay, false, false>>();
   check_not_a_number<Inputs<float, TokenValueChannelDecay, false, false>>();
 }

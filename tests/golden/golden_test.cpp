@@ -36,7 +36,6 @@ const std::set<std::string> pending = {
     "multires_conv",
     "native_sparse_attention",
     "nystrom_attention",
-    "performer",
     "recurrent_memory",
     "reformer",
     "retrieval_knn",

@@ -65,6 +65,22 @@ struct PerToken {
   Sequence<const T> head(Index h) const { return log_decay.columns(h, 1); }
 };
 
+/// log_decay [length, heads], 0 at nearly every token: the memory is a sum over all tokens whose unit changes now and then,
+/// as with weights relative to the largest so far (FAVOR+). It is summed in two parts, as that of None.
+template <class T>
+struct Rescaled {
+  static constexpr bool any = true;
+  static constexpr bool per_channel = false;
+  static constexpr bool per_value_channel = false;
+  static constexpr bool constant = false;
+  ConstSequence<T> log_decay;
+  Index heads() const { return log_decay.channels(); }
+  Sequence<const T> head(Index h) const { return log_decay.columns(h, 1); }
+
+  MemoryView<T> compensation = {};  ///< as of None, and for the same problems; without a normalizer
+  Index position = 0;
+};
+
 /// log_decay [length, heads, key_dim] (gated linear attention, RWKV-6).
 template <class T>
 struct PerTokenChannel {

@@ -181,7 +181,7 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
       const auto sweep = [&](auto vectors, Index column, Index columns) SEQMIX_INLINE_LAMBDA {
         if constexpr (sums) {
           if (recent.data()) {
-            detail::sweep_in_place<vectors, false, true>(
+            detail::sweep_in_place<vectors, Decay::any, true>(
                 coefficients, key_dim, recent.data() + column, recent.stride(), head.value.row(t) + column,
                 head.output.row(t) + column, output_scale, columns, head.memory.data() + column, head.memory.stride());
             return;
@@ -213,7 +213,12 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
         problem.output_map.function(problem.output_map.parameters, h, t, 0, head.output.rows(t, 1));
       }
       if constexpr (sums) {
-        if (recent.data()) detail::settle_rows(recent, head.memory, problem.decay.position + t);
+        if (recent.data()) {
+          for (Index i = 0; Decay::any && i < key_dim; ++i) {
+            detail::rescale(head.memory.row(i), value_dim, coefficients.rows[0]);
+          }
+          detail::settle_rows(recent, head.memory, problem.decay.position + t);
+        }
       }
     }
     if constexpr (Normalizer::any) detail::save_key_sum<Decay>(key_sum, problem.normalizer, h);

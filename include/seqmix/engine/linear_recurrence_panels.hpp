@@ -70,6 +70,7 @@ class PanelRecurrence {
   static constexpr bool chunked = order == RecurrenceOrder::chunked;
   // Columns that fade each at their own pace leave no product of matrices; weights are left to the fused order.
   static_assert(!(chunked && (Decay::per_value_channel || decltype(Problem::readout)::weighted)));
+  static_assert(!(chunked && Problem::sums && Decay::any), "chunks read the settled part only, before it is rescaled");
   static constexpr Index parts = Problem::sums ? 2 : 1;  // of a panel: recent, settled
   // Two sources for each of four tokens do not fit sixteen registers.
   static constexpr Index group_tokens = Delta::low_rank && register_count<> < 32 ? 2 : 4;
@@ -190,6 +191,9 @@ class PanelRecurrence {
           sweep_panel<Decay::any, Normalizer::any, Problem::sums>(coefficients, key_dim_, panel_memory(unit), value,
                                                                   head.value.stride(), output, head.output.stride(),
                                                                   columns, values_, meanwhile);
+        }
+        if constexpr (Problem::sums && Decay::any) {
+          rescale(panel_memory(unit) + panel_size_, panel_size_, coefficients.rows[0]);
         }
         token += coefficients.token_count;
       });

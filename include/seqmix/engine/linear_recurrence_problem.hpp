@@ -83,7 +83,8 @@ struct LinearRecurrenceProblem {
   static_assert(!(Readout::weighted &&
                   (Delta::any || Normalizer::any || Decay::per_channel || Decay::per_value_channel)));
   /// Whether the memory is a sum over all tokens, to be held in two parts (see decay::None).
-  static constexpr bool sums = !Decay::any && !Delta::any;
+  static constexpr bool sums = requires(Decay policy) { policy.compensation; } && !Delta::any;
+  static_assert(!(sums && Decay::any && (Readout::bonus || Normalizer::any)));
   static_assert(!(Decay::per_value_channel && (Delta::any || Readout::bonus || Normalizer::any)));
 
   Index length() const { return output.length(); }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <seqmix/engine/linear_recurrence_problem.hpp>
+#include <seqmix/parts/row.hpp>
 #include <seqmix/simd/batch.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
@@ -33,6 +34,16 @@ SEQMIX_ALWAYS_INLINE void settle(T* recent, T* settled, Index count) {
     store_partial(settled + i, sum, count - i);
     store_partial(recent + i, error, count - i);
   }
+}
+
+/// Multiplies the settled part of a sum by `factor`, the recent one having been: 1, but at few tokens.
+template <class T>
+SEQMIX_ALWAYS_INLINE void rescale(T* settled, Index count, T factor) {
+  if (factor == T(1)) [[likely]]
+    return;
+  map_row(
+      count, settled, [&](const Batch<T>& x) SEQMIX_INLINE_LAMBDA { return x * broadcast(factor); },
+      static_cast<const T*>(settled));
 }
 
 /// Head h of the normalizer's sum in a kernel's scratch: [recent, padded key_dim][settled, padded key_dim]. With a decay all

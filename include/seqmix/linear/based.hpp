@@ -74,9 +74,6 @@ class Based : public PolynomialAttentionLayer<Based<T, way>, polynomial::Taylor,
   const Config& config() const { return config_; }
 
  private:
-  friend Layer;
-  void prepare(const HeadSequence<T>& /*query*/, const HeadSequence<T>& /*key*/) const {}
-
   Config config_;
 };
 

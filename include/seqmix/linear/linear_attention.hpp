@@ -12,14 +12,13 @@
 #pragma once
 
 #include <cmath>
-#include <seqmix/core/mixer.hpp>
 #include <seqmix/core/parameters.hpp>
 #include <seqmix/core/random.hpp>
 #include <seqmix/engine/linear_attention_global.hpp>
 #include <seqmix/engine/linear_recurrence.hpp>
 #include <seqmix/engine/summed_memory.hpp>
+#include <seqmix/parts/attention_layer.hpp>
 #include <seqmix/parts/feature_map.hpp>
-#include <seqmix/parts/linear.hpp>
 #include <seqmix/parts/norm.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
@@ -109,11 +108,9 @@ enum class LinearAttentionNames {
 
 /// The linear attention layer, causal or bidirectional. Map is one of feature_map.
 template <std::floating_point T, class Map = feature_map::Elu1, Direction way = Direction::causal>
-class LinearAttention : public RecurrentMixerBase<LinearAttention<T, Map, way>, T> {
+class LinearAttention : public AttentionLayer<LinearAttention<T, Map, way>, T, way, SummedMemory<T>> {
  public:
   static constexpr std::string_view name = "linear_attention";
-  static constexpr Direction direction = way;
-  static constexpr StateGrowth growth = StateGrowth::constant;
 
   struct Config {
     Index channels = 0;
@@ -152,8 +149,6 @@ class LinearAttention : public RecurrentMixerBase<LinearAttention<T, Map, way>, 
     }
   };
 
-  using State = SummedMemory<T>;
-
   /// Packs the weights. Throws std::invalid_argument unless key_value_heads divides heads and the shapes of `weights`
   /// follow from `config`.
   LinearAttention(Config config, const Weights& weights) : config_(completed(config)), norm_(weights.norm) {
@@ -163,9 +158,9 @@ class LinearAttention : public RecurrentMixerBase<LinearAttention<T, Map, way>, 
     expect_tensor(name, "value", {shared * config_.value_dim, D}, weights.value);
     expect_tensor(name, "output", {D, H * config_.value_dim}, weights.output);
     if (config_.output_norm) expect_tensor(name, "norm.weight", {config_.value_dim}, weights.norm);
-    input_ = Linear<T>({&weights.query, &weights.key, &weights.value},
-                       {&weights.query_bias, &weights.key_bias, &weights.value_bias});
-    output_ = Linear<T>(weights.output, weights.output_bias);
+    this->input_ = Linear<T>({&weights.query, &weights.key, &weights.value},
+                             {&weights.query_bias, &weights.key_bias, &weights.value_bias});
+    this->output_ = Linear<T>(weights.output, weights.output_bias);
   }
 
   /// Uniform with bound D^-0.5, as linear layers begin by default; no biases; the norm's weight is 1.
@@ -183,49 +178,32 @@ class LinearAttention : public RecurrentMixerBase<LinearAttention<T, Map, way>, 
     return weights;
   }
 
-  Index channels() const { return config_.channels; }
   const Config& config() const { return config_; }
 
-  /// y = mixer(x). x, y [L, D]. Throws std::invalid_argument on wrong shapes and overlapping views.
-  void forward(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
-    if constexpr (direction == Direction::causal) {
-      RecurrentMixerBase<LinearAttention, T>::forward(x, y, workspace);
-    } else {
-      internal::expect_input_output<T>(name, channels(), x, y);
-      if (x.length() == 0) return;
-      const auto frame = workspace.frame();
-      mix(x, y, workspace, [&](const auto& query, const auto& key, const auto& value, const auto& output) {
-        linear_attention_bidirectional<feature_map::Identity, T>(query, key, value, config_.options, output, workspace);
-      });
-    }
+  // What AttentionLayer asks for.
+  AttentionHeads heads() const { return {config_.heads, config_.key_value_heads, config_.key_dim, config_.value_dim}; }
+  Shape memory_shape() const { return {config_.heads, config_.key_dim, config_.value_dim}; }
+  void prepare(const HeadSequence<T>& query, const HeadSequence<T>& key) const {
+    apply_feature_map(query, Map{});
+    apply_feature_map(key, Map{});
+    if (config_.normalize_query) sum_normalize(query, config_.feature_eps);
+    if (config_.normalize_key) sum_normalize(key, config_.feature_eps);
   }
-
-  /// The empty state: 2 H K (V + 1) zeros.
-  State initial_state() const
-    requires(way == Direction::causal)
-  {
-    return State(memory_shape());
+  void attend(SummedMemory<T>& state, const HeadSequence<T>& query, const HeadSequence<T>& key,
+              const HeadSequence<T>& value, const HeadSequence<T>& output, Workspace& workspace) const {
+    linear_attention<feature_map::Identity, T>(query, key, value, config_.options, state.memory, state.key_sum_view(),
+                                               output, workspace, state.compensation_view());
+    state.position += output.length();
   }
-
-  /// Throws std::invalid_argument unless the state has this mixer's shapes.
-  void check_state(const State& state) const { state.check(name, memory_shape()); }
-
-  void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
-    mix(x, y, workspace, [&](const auto& query, const auto& key, const auto& value, const auto& output) {
-      for (Index b = 0; b < batch.size(); ++b) {
-        const Index begin = batch.begin(b), length = batch.length(b);
-        State& state = batch.state(b);
-        linear_attention<feature_map::Identity, T>(
-            query.rows(begin, length), key.rows(begin, length), value.rows(begin, length), config_.options,
-            state.memory, state.key_sum_view(), output.rows(begin, length), workspace, state.compensation_view());
-        state.position += length;
-      }
-    });
+  void attend(const HeadSequence<T>& query, const HeadSequence<T>& key, const HeadSequence<T>& value,
+              const HeadSequence<T>& output, Workspace& workspace) const {
+    linear_attention_bidirectional<feature_map::Identity, T>(query, key, value, config_.options, output, workspace);
+  }
+  void finish(const HeadSequence<T>& output) const {
+    if (config_.output_norm) rms_normalize(output, config_.norm_eps, norm_);
   }
 
  private:
-  Shape memory_shape() const { return {config_.heads, config_.key_dim, config_.value_dim}; }
-
   static Config completed(Config config) {
     expect(config.channels > 0, name, "config.channels", "must be positive");
     if (config.key_dim == 0 || config.value_dim == 0) {
@@ -238,32 +216,7 @@ class LinearAttention : public RecurrentMixerBase<LinearAttention<T, Map, way>, 
     return config;
   }
 
-  /// Projections and norms around core(query, key, value, output), which takes mapped queries and keys.
-  template <class Core>
-  void mix(ConstSequence<T> x, Sequence<T> y, Workspace& workspace, Core&& core) const {
-    const Index H = config_.heads, shared = config_.key_value_heads, K = config_.key_dim, V = config_.value_dim;
-    const auto projected = input_.apply(x, workspace);
-    const auto query = projected.columns(0, H * K).heads(H);
-    const auto key = projected.columns(H * K, shared * K).heads(shared);
-    const auto value = projected.columns((H + shared) * K, shared * V).heads(shared);
-    workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {
-      apply_feature_map(query.rows(begin, count), Map{});
-      apply_feature_map(key.rows(begin, count), Map{});
-      if (config_.normalize_query) sum_normalize(query.rows(begin, count), config_.feature_eps);
-      if (config_.normalize_key) sum_normalize(key.rows(begin, count), config_.feature_eps);
-    });
-    const auto mixed = workspace.heads<T>(x.length(), H, V);
-    core(query, key, value, mixed);
-    if (config_.output_norm) {
-      workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {
-        rms_normalize(mixed.rows(begin, count), config_.norm_eps, norm_);
-      });
-    }
-    output_.apply(mixed.flat(), y, workspace);
-  }
-
   Config config_;
-  Linear<T> input_, output_;
   Vector<T> norm_;
 };
 

@@ -92,8 +92,7 @@ class Rebased : public PolynomialAttentionLayer<Rebased<T, way>, polynomial::Squ
 
   const Config& config() const { return config_; }
 
- private:
-  friend Layer;
+  /// Norms of queries and keys, for AttentionLayer.
   void prepare(const HeadSequence<T>& query, const HeadSequence<T>& key) const {
     for (const auto& rows : {query, key}) {
       for (Index h = 0; h < rows.heads(); ++h) {
@@ -106,6 +105,7 @@ class Rebased : public PolynomialAttentionLayer<Rebased<T, way>, polynomial::Squ
     }
   }
 
+ private:
   Config config_;
   Vector<T> gamma_, beta_;  // [f]
 };

@@ -9,11 +9,10 @@
 
 #include <cmath>
 #include <optional>
-#include <seqmix/core/mixer.hpp>
 #include <seqmix/core/random.hpp>
 #include <seqmix/engine/linear_attention_global.hpp>
 #include <seqmix/engine/linear_recurrence.hpp>
-#include <seqmix/parts/linear.hpp>
+#include <seqmix/parts/attention_layer.hpp>
 #include <seqmix/parts/polynomial_features.hpp>
 #include <string>
 #include <string_view>
@@ -111,53 +110,27 @@ struct PolynomialAttentionWeights {
   }
 };
 
-/// Base of the layers around attention by a polynomial: projections, core, projection. Derived::Config has channels, heads,
-/// feature_dim and options; Derived::prepare(query, key) changes queries and keys [L, H, f] between projection and core.
+/// Base of the layers around attention by a polynomial, with what AttentionLayer takes from them. Derived::Config has
+/// channels, heads, feature_dim and options.
 template <class Derived, class Polynomial, std::floating_point T, Direction way>
-class PolynomialAttentionLayer : public RecurrentMixerBase<Derived, T> {
+class PolynomialAttentionLayer : public AttentionLayer<Derived, T, way, SummedMemory<T>> {
  public:
-  static constexpr Direction direction = way;
-  static constexpr StateGrowth growth = StateGrowth::constant;
-  using State = SummedMemory<T>;
-
-  Index channels() const { return config().channels; }
-
-  /// y = mixer(x). x, y [L, D]. Throws std::invalid_argument on wrong shapes and overlapping views.
-  void forward(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
-    if constexpr (way == Direction::causal) {
-      RecurrentMixerBase<Derived, T>::forward(x, y, workspace);
-    } else {
-      internal::expect_input_output<T>(Derived::name, channels(), x, y);
-      if (x.length() == 0) return;
-      const auto frame = workspace.frame();
-      mix(x, y, workspace, [&](const auto& query, const auto& key, const auto& value, const auto& output) {
-        polynomial_attention<Polynomial, way, T>(Derived::name, query, key, value, config().options, {}, {}, output,
-                                                 workspace);
-      });
-    }
+  AttentionHeads heads() const {
+    const auto& of = config();
+    return {of.heads, of.heads, of.feature_dim, of.channels / of.heads};
   }
+  Shape memory_shape() const { return {heads().heads, Polynomial::features(heads().key_dim), heads().value_dim}; }
 
-  /// The empty state: 2 H K (V + 1) zeros.
-  State initial_state() const
-    requires(way == Direction::causal)
-  {
-    return State(memory_shape());
+  void attend(SummedMemory<T>& state, const HeadSequence<T>& query, const HeadSequence<T>& key,
+              const HeadSequence<T>& value, const HeadSequence<T>& output, Workspace& workspace) const {
+    polynomial_attention<Polynomial, way, T>(Derived::name, query, key, value, config().options, state.memory,
+                                             state.key_sum_view(), output, workspace, state.compensation_view());
+    state.position += output.length();
   }
-
-  /// Throws std::invalid_argument unless the state has this mixer's shapes.
-  void check_state(const State& state) const { state.check(Derived::name, memory_shape()); }
-
-  void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
-    mix(x, y, workspace, [&](const auto& query, const auto& key, const auto& value, const auto& output) {
-      for (Index b = 0; b < batch.size(); ++b) {
-        const auto rows = [&](const auto& view) { return view.rows(batch.begin(b), batch.length(b)); };
-        State& state = batch.state(b);
-        polynomial_attention<Polynomial, way, T>(Derived::name, rows(query), rows(key), rows(value), config().options,
-                                                 state.memory, state.key_sum_view(), rows(output), workspace,
-                                                 state.compensation_view());
-        state.position += batch.length(b);
-      }
-    });
+  void attend(const HeadSequence<T>& query, const HeadSequence<T>& key, const HeadSequence<T>& value,
+              const HeadSequence<T>& output, Workspace& workspace) const {
+    polynomial_attention<Polynomial, way, T>(Derived::name, query, key, value, config().options, {}, {}, output,
+                                             workspace);
   }
 
  protected:
@@ -165,8 +138,8 @@ class PolynomialAttentionLayer : public RecurrentMixerBase<Derived, T> {
   template <class Config>
   PolynomialAttentionLayer(const Config& config, const PolynomialAttentionWeights<T>& weights) {
     weights.check(Derived::name, checked(config));
-    input_ = Linear<T>({&weights.query, &weights.key, &weights.value});
-    output_ = Linear<T>(weights.output);
+    this->input_ = Linear<T>({&weights.query, &weights.key, &weights.value});
+    this->output_ = Linear<T>(weights.output);
   }
 
   /// Throws std::invalid_argument unless the sizes fit each other.
@@ -179,27 +152,7 @@ class PolynomialAttentionLayer : public RecurrentMixerBase<Derived, T> {
   }
 
  private:
-  const Derived& self() const { return static_cast<const Derived&>(*this); }
-  const auto& config() const { return self().config(); }
-  Shape memory_shape() const {
-    return {config().heads, Polynomial::features(config().feature_dim), channels() / config().heads};
-  }
-
-  /// Projections around core(query, key, value, output).
-  template <class Core>
-  void mix(ConstSequence<T> x, Sequence<T> y, Workspace& workspace, Core&& core) const {
-    const Index H = config().heads, keys = H * config().feature_dim;
-    ColumnCutter<T> columns(input_.apply(x, workspace));
-    const auto query = columns.next(keys).heads(H), key = columns.next(keys).heads(H), value = columns.rest().heads(H);
-    workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {
-      self().prepare(query.rows(begin, count), key.rows(begin, count));
-    });
-    const auto mixed = workspace.heads<T>(x.length(), H, channels() / H);
-    core(query, key, value, mixed);
-    output_.apply(mixed.flat(), y, workspace);
-  }
-
-  Linear<T> input_, output_;
+  const auto& config() const { return static_cast<const Derived&>(*this).config(); }
 };
 
 }  // namespace seqmix::inline SEQMIX_ARCH

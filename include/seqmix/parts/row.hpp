@@ -33,4 +33,20 @@ SEQMIX_ALWAYS_INLINE T sum_row(Index count, F&& f, const T* first, const Inputs*
   return reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
+/// Calls f(i, keep) for the vectors of a row of `count` numbers that is there up to whole vectors, whatever it holds beyond
+/// its end: i is where a vector begins, and keep(x, otherwise) is `x` where the row has numbers, else `otherwise`.
+template <class T, class F>
+SEQMIX_ALWAYS_INLINE void for_padded_row(Index count, F&& f) {
+  Index i = 0;
+  for (; i + lanes<T> <= count; i += lanes<T>) {
+    f(i, [](const Batch<T>& x, const Batch<T>&) SEQMIX_INLINE_LAMBDA -> Batch<T> { return x; });
+  }
+  if (i < count) {
+    const BatchMask<T> in_row = lane_index<T>() < broadcast(T(count - i));
+    f(i, [&](const Batch<T>& x, const Batch<T>& otherwise) SEQMIX_INLINE_LAMBDA -> Batch<T> {
+      return select(in_row, x, otherwise);
+    });
+  }
+}
+
 }  // namespace seqmix::inline SEQMIX_ARCH
