@@ -2,8 +2,8 @@
 #include <cmath>
 #include <memory>
 #include <seqmix/linear/gated_slot_attention.hpp>
-#include <string>
 
+#include "support/cores.hpp"
 #include "support/data.hpp"
 
 namespace seqmix::bench {
@@ -25,6 +25,11 @@ struct Data {
         workspace(executor(threads)) {
     std::transform(log_decay.numbers().begin(), log_decay.numbers().end(), slot.numbers().begin(),
                    [](float g) { return -std::expm1(g); });
+  }
+
+  void clear() {
+    std::fill(key_memory.begin(), key_memory.end(), 0.0f);
+    std::fill(value_memory.begin(), value_memory.end(), 0.0f);
   }
 
   void run(Index begin, Index count) {
@@ -66,49 +71,18 @@ struct Data {
     comparison.expect_within(5e-5, "gated slot attention");
   }
 
+  Index state_bytes() const { return Index((key_memory.size() + value_memory.size()) * sizeof(float)); }
+
   Rng rng{3};
   Tensor query, key, value, slot, log_decay, output;
   Buffer<float> key_memory, value_memory;
   Workspace workspace;
 };
 
-/// A whole sequence, or with `context` > 0 a single token after that many.
-Case gated_slots(Index length, Index context, int threads) {
-  constexpr Index spare = 16;  // steps go round these tokens, which follow the context
-  const auto data = std::make_shared<Data>(context > 0 ? context + spare : length, threads);
-  Case result;
-  if (context > 0) {
-    data->run(0, context);
-    const auto steps = std::make_shared<Index>(0);
-    result.run = [=] { data->run(context + (*steps)++ % spare, 1); };
-    result.check = [=] { data->check(context, context + 1); };
-    result.work = work::gated_slot_attention_step(heads, key_dim, value_dim, slots);
-    result.tokens = 1;
-  } else {
-    result.prepare = [=] {
-      std::fill(data->key_memory.begin(), data->key_memory.end(), 0.0f);
-      std::fill(data->value_memory.begin(), data->value_memory.end(), 0.0f);
-    };
-    result.run = [=] { data->run(0, length); };
-    result.check = [=] { data->check(0, length); };
-    result.work = work::gated_slot_attention(length, heads, key_dim, value_dim, slots);
-    result.tokens = length;
-  }
-  result.state_bytes = Index((data->key_memory.size() + data->value_memory.size()) * sizeof(float));
-  result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
-  return result;
-}
-
-const bool registered = [] {
-  for (const Index length : {Index(2048), Index(8192)}) {
-    if (length > effort().longest_core) continue;
-    add_benchmark("core/gated_slot_attention/length:" + std::to_string(length),
-                  [=](int threads) { return gated_slots(length, 0, threads); });
-  }
-  add_benchmark("core_step/gated_slot_attention/context:2048",
-                [](int threads) { return gated_slots(1, 2048, threads); });
-  return true;
-}();
+const bool registered = add_core(
+    "gated_slot_attention", [](Index tokens, int threads) { return std::make_shared<Data>(tokens, threads); },
+    [](Index length) { return work::gated_slot_attention(length, heads, key_dim, value_dim, slots); },
+    work::gated_slot_attention_step(heads, key_dim, value_dim, slots));
 
 }  // namespace
 }  // namespace seqmix::bench

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "support/benchmark.hpp"
+#include "support/cores.hpp"
 #include "support/data.hpp"
 
 namespace seqmix::bench {
@@ -58,6 +58,9 @@ struct Data {
     }
   }
 
+  void check(Index begin, Index length);
+  Index state_bytes() const { return (delta_net ? 1 : 2) * heads * head_dim * head_dim * Index(sizeof(float)); }
+
   bool delta_net;
   Rng rng{3};
   Tensor query, key, value, recurrent_key, recurrent_value, beta, recurrent_beta, output;
@@ -89,7 +92,7 @@ void apply_delta_rule(ReferenceMemory& memory, const std::vector<float>& key, Ro
 }
 
 /// Compares tokens begin .. length - 1 with the equations in double, for the first head and the last.
-void check(Data& data, Index begin, Index length) {
+void compare(Data& data, Index begin, Index length) {
   Comparison outputs;
   for (const Index h : {Index(0), heads - 1}) {
     ReferenceMemory memory(head_dim, head_dim), recurrent_memory(head_dim, head_dim);
@@ -130,40 +133,16 @@ void check(Data& data, Index begin, Index length) {
   outputs.expect_within(1e-4, "the recurrent fast weights");
 }
 
-/// A whole sequence, or with `context` > 0 a single token after that many.
-Case recurrent(bool delta_net, Index length, Index context, int threads) {
-  constexpr Index spare = 16;  // steps go round these tokens, which follow the context
-  const auto data = std::make_shared<Data>(delta_net, context > 0 ? context + spare : length, threads);
-  Case result;
-  if (context > 0) {
-    data->run(0, context);
-    const auto steps = std::make_shared<Index>(0);
-    result.run = [=] { data->run(context + (*steps)++ % spare, 1); };
-    result.check = [=] { check(*data, context, context + 1); };
-    result.work = delta_net ? work::recurrent_delta_net_step(heads, head_dim) : work::delta_rnn_step(heads, head_dim);
-    result.tokens = 1;
-  } else {
-    result.prepare = [=] { data->clear(); };
-    result.run = [=] { data->run(0, length); };
-    result.check = [=] { check(*data, 0, length); };
-    result.work =
-        delta_net ? work::recurrent_delta_net(length, heads, head_dim) : work::delta_rnn(length, heads, head_dim);
-    result.tokens = length;
-  }
-  result.state_bytes = (delta_net ? 1 : 2) * heads * head_dim * head_dim * Index(sizeof(float));
-  result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
-  return result;
-}
+void Data::check(Index begin, Index length) { compare(*this, begin, length); }
 
 bool add(const std::string& name, bool delta_net) {
-  for (const Index length : {Index(2048), Index(8192)}) {
-    if (length > effort().longest_core) continue;
-    add_benchmark("core/" + name + "/length:" + std::to_string(length),
-                  [=](int threads) { return recurrent(delta_net, length, 0, threads); });
-  }
-  add_benchmark("core_step/" + name + "/context:2048",
-                [=](int threads) { return recurrent(delta_net, 1, 2048, threads); });
-  return true;
+  return add_core(
+      name, [=](Index tokens, int threads) { return std::make_shared<Data>(delta_net, tokens, threads); },
+      [=](Index length) {
+        return delta_net ? work::recurrent_delta_net(length, heads, head_dim)
+                         : work::delta_rnn(length, heads, head_dim);
+      },
+      delta_net ? work::recurrent_delta_net_step(heads, head_dim) : work::delta_rnn_step(heads, head_dim));
 }
 
 const bool registered = add("recurrent_fast_weight", true) && add("recurrent_fast_weight/delta_rnn", false);

@@ -1,5 +1,4 @@
 // Based: the core functions and the layer.
-#include <memory>
 #include <seqmix/linear/based.hpp>
 
 #include "support/polynomial_attention.hpp"
@@ -10,34 +9,22 @@ namespace {
 
 // --- golden cases -----------------------------------------------------------------------------------------------------
 
-struct BasedCore {
+struct BasedOperator {
   using Polynomial = polynomial::Taylor;
   static constexpr const char* feature_map = "taylor2";
   template <class T>
   static constexpr auto causal = &based<T>;
   template <class T>
   static constexpr auto bidirectional = &based_bidirectional<T>;
+  template <class T, Direction direction>
+  using Layer = Based<T, direction>;
+  static void read_further(GoldenConfig& /*config*/, auto& /*result*/) {}
 };
 
 template <class T>
-struct BasedCoreGolden {
-  static std::unique_ptr<GoldenRunner<T>> make(GoldenCase& golden) {
-    return std::make_unique<PolynomialCoreGolden<BasedCore, T>>(golden);
-  }
-};
-
+using BasedCoreGolden = PolynomialCoreGolden<BasedOperator, T>;
 template <class T>
-struct BasedLayerGolden {
-  template <Direction direction>
-  static std::unique_ptr<GoldenRunner<T>> make_layer(GoldenCase& golden) {
-    using M = Based<T, direction>;
-    return std::make_unique<GoldenLayer<M>>(golden, polynomial_layer_config<M>(golden.config(), "taylor2"));
-  }
-  static std::unique_ptr<GoldenRunner<T>> make(GoldenCase& golden) {
-    return golden.config().boolean("causal") ? make_layer<Direction::causal>(golden)
-                                             : make_layer<Direction::bidirectional>(golden);
-  }
-};
+using BasedLayerGolden = PolynomialLayerGolden<BasedOperator, T>;
 
 const GoldenRegistration<BasedCoreGolden> core_golden{"based", "core"};
 const GoldenRegistration<BasedLayerGolden> layer_golden{"based", "layer"};

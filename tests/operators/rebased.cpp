@@ -1,5 +1,4 @@
 // ReBased: the core functions and the layer.
-#include <memory>
 #include <seqmix/linear/rebased.hpp>
 
 #include "support/polynomial_attention.hpp"
@@ -10,40 +9,27 @@ namespace {
 
 // --- golden cases -----------------------------------------------------------------------------------------------------
 
-struct RebasedCore {
+struct RebasedOperator {
   using Polynomial = polynomial::Square;
   static constexpr const char* feature_map = "quadratic";
   template <class T>
   static constexpr auto causal = &rebased<T>;
   template <class T>
   static constexpr auto bidirectional = &rebased_bidirectional<T>;
-};
-
-template <class T>
-struct RebasedCoreGolden {
-  static std::unique_ptr<GoldenRunner<T>> make(GoldenCase& golden) {
-    return std::make_unique<PolynomialCoreGolden<RebasedCore, T>>(golden);
-  }
-};
-
-template <class T>
-struct RebasedLayerGolden {
-  template <Direction direction>
-  static std::unique_ptr<GoldenRunner<T>> make_layer(GoldenCase& golden) {
-    using M = Rebased<T, direction>;
-    auto& config = golden.config();
-    auto result = polynomial_layer_config<M>(config, "quadratic");
+  template <class T, Direction direction>
+  using Layer = Rebased<T, direction>;
+  static void read_further(GoldenConfig& config, auto& result) {
     result.normalize_input = config.boolean("normalize_input");
     result.use_gamma = config.boolean("use_gamma");
     result.use_beta = config.boolean("use_beta");
-    result.norm_eps = T(config.number("ln_eps", 1e-5));
-    return std::make_unique<GoldenLayer<M>>(golden, result);
-  }
-  static std::unique_ptr<GoldenRunner<T>> make(GoldenCase& golden) {
-    return golden.config().boolean("causal") ? make_layer<Direction::causal>(golden)
-                                             : make_layer<Direction::bidirectional>(golden);
+    result.norm_eps = decltype(result.norm_eps)(config.number("ln_eps", 1e-5));
   }
 };
+
+template <class T>
+using RebasedCoreGolden = PolynomialCoreGolden<RebasedOperator, T>;
+template <class T>
+using RebasedLayerGolden = PolynomialLayerGolden<RebasedOperator, T>;
 
 const GoldenRegistration<RebasedCoreGolden> core_golden{"rebased", "core"};
 const GoldenRegistration<RebasedLayerGolden> layer_golden{"rebased", "layer"};

@@ -17,21 +17,24 @@ PolynomialAttentionOptions<T> polynomial_options(GoldenConfig& config) {
       .scale = T(config.number("scale")), .normalize = config.boolean("normalize"), .epsilon = T(config.number("eps"))};
 }
 
-/// A golden case of a core. Core has feature_map, Polynomial, and causal and bidirectional: the core functions of T.
-template <class Core, class T>
+/// A golden case of a core. Operator has feature_map, Polynomial, and causal and bidirectional: the core functions of T.
+template <class Operator, class T>
 struct PolynomialCoreGolden final : GoldenRunner<T> {
+  static std::unique_ptr<GoldenRunner<T>> make(GoldenCase& golden) {
+    return std::make_unique<PolynomialCoreGolden>(golden);
+  }
   explicit PolynomialCoreGolden(GoldenCase& golden)
       : heads(golden.config().integer("heads")),
         key_dim(golden.config().integer("key_dim")),
         value_dim(golden.config().integer("value_dim")),
-        features(Core::Polynomial::features(key_dim)),
+        features(Operator::Polynomial::features(key_dim)),
         causal(golden.config().boolean("causal")),
         options(polynomial_options<T>(golden.config())),
         query(golden.array<T>("input.q", {-1, heads, key_dim})),
         key(golden.array<T>("input.k", {query.size(0), -1, key_dim})),
         value(golden.array<T>("input.v", {query.size(0), -1, value_dim})),
         output({query.size(0), heads, value_dim}) {
-    golden.config().expect("feature_map", Core::feature_map);
+    golden.config().expect("feature_map", Operator::feature_map);
     golden.config().expect("kv_heads", key.size(1));
   }
   Index length() const override { return query.size(0); }
@@ -44,10 +47,10 @@ struct PolynomialCoreGolden final : GoldenRunner<T> {
     const auto q = query.heads().rows(begin, count), k = key.heads().rows(begin, count);
     const auto v = value.heads().rows(begin, count), y = output.heads().rows(begin, count);
     if (causal) {
-      Core::template causal<T>(q, k, v, options, {memory.data(), heads, features, value_dim}, key_sum.sequence(), y,
-                               this->workspace, {});
+      Operator::template causal<T>(q, k, v, options, {memory.data(), heads, features, value_dim}, key_sum.sequence(), y,
+                                   this->workspace, {});
     } else {
-      Core::template bidirectional<T>(q, k, v, options, y, this->workspace);
+      Operator::template bidirectional<T>(q, k, v, options, y, this->workspace);
     }
   }
   void collect(GoldenOutputs& outputs) const override { outputs.add("y", output); }
@@ -59,19 +62,32 @@ struct PolynomialCoreGolden final : GoldenRunner<T> {
   GoldenArray<T> query, key, value, output, memory, key_sum;
 };
 
-/// What the layers' configs in golden cases have in common.
-template <class M>
-typename M::Config polynomial_layer_config(GoldenConfig& config, const char* feature_map) {
-  typename M::Config result;
-  result.channels = config.integer("dim");
-  result.heads = config.integer("heads");
-  result.feature_dim = config.integer("feature_dim");
-  result.options = polynomial_options<typename M::Scalar>(config);
-  config.expect("feature_map", feature_map);
-  config.expect("key_dim", result.feature_dim);
-  config.expect("value_dim", result.channels / result.heads);
-  return result;
-}
+/// Golden cases of a layer. Operator has feature_map, Layer, the mixer of T and a direction, and
+/// read_further(GoldenConfig&, Layer::Config&), which takes what only this layer has.
+template <class Operator, class T>
+struct PolynomialLayerGolden {
+  static std::unique_ptr<GoldenRunner<T>> make(GoldenCase& golden) {
+    return golden.config().boolean("causal") ? make_layer<Direction::causal>(golden)
+                                             : make_layer<Direction::bidirectional>(golden);
+  }
+
+ private:
+  template <Direction direction>
+  static std::unique_ptr<GoldenRunner<T>> make_layer(GoldenCase& golden) {
+    using M = typename Operator::template Layer<T, direction>;
+    GoldenConfig& config = golden.config();
+    typename M::Config result;
+    result.channels = config.integer("dim");
+    result.heads = config.integer("heads");
+    result.feature_dim = config.integer("feature_dim");
+    result.options = polynomial_options<T>(config);
+    config.expect("feature_map", Operator::feature_map);
+    config.expect("key_dim", result.feature_dim);
+    config.expect("value_dim", result.channels / result.heads);
+    Operator::read_further(config, result);
+    return std::make_unique<GoldenLayer<M>>(golden, result);
+  }
+};
 
 /// The outputs of the heads [length, H V] for queries and keys [length, H f] and values [length, H V], where a token s
 /// weighs weight(scale q . k).

@@ -122,8 +122,8 @@ struct RecurrentDeltaNetProblem {
       if (value_first) add_feedback(keys.row(t), key_matrix, head.key());
       add_feedback(queries.row(t), query_matrix, head.query());
       if (!value_first) add_feedback(keys.row(t), key_matrix, head.key());
-      softmax_padded_row(static_cast<const T*>(head.query()), d, T(0), head.query());
-      softmax_padded_row(static_cast<const T*>(head.key()), d, T(0), head.key());
+      softmax_row(static_cast<const T*>(head.query()), d, T(1), T(0), head.query());
+      softmax_row(static_cast<const T*>(head.key()), d, T(1), T(0), head.key());
       head.read();
       if (!value_first) add_feedback(values.row(t), value_matrix, head.value());
       T* const result = outputs.row(t);
@@ -171,8 +171,8 @@ struct DeltaRnnProblem {
       detail::prefetch_rows(t, keys, values, Sequence<const T>(outputs));
       detail::copy_padded_row(keys.row(t), d, head.key());
       detail::copy_padded_row(values.row(t), d, head.value());
-      softmax_padded_row(static_cast<const T*>(head.key()), d, T(0), head.key());
-      softmax_padded_row(static_cast<const T*>(hidden_row.data()), d, epsilon, head.query());
+      softmax_row(static_cast<const T*>(head.key()), d, T(1), T(0), head.key());
+      softmax_row(static_cast<const T*>(hidden_row.data()), d, T(1), epsilon, head.query());
       head.read();
       T* const result = outputs.row(t);
       head.update(recurrent_beta(t, h), [&](Index j, const Batch<T>& read) SEQMIX_INLINE_LAMBDA {

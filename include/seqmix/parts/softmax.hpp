@@ -10,11 +10,12 @@
 
 namespace seqmix::inline SEQMIX_ARCH {
 
-namespace detail {
-
-/// to[i] = scale * exp(from[i]) / sum over j < count of exp(from[j]), and zeros up to whole vectors.
+/// to[i] = scale * e^(from[i] - max) / (sum over j < count of e^(from[j] - max) + epsilon) for i < count, and zeros up to
+/// whole vectors. `to` may be `from`. Relative error 4 ulp and that of a sum of as many numbers; 0 where from[i] is 87 (in
+/// double 708) below the largest. A NaN, +infinity or nothing but -infinity makes the row NaN. The order of summation
+/// depends on `count` only.
 template <class T>
-void softmax_mapped_row(const void* /*parameters*/, const T* from, Index count, T scale, T* to) {
+SEQMIX_ALWAYS_INLINE void softmax_row(const T* from, Index count, T scale, T epsilon, T* to) {
   constexpr T least = -std::numeric_limits<T>::infinity();
   const Index whole = count - count % lanes<T>, rest = count - whole;
   const BatchMask<T> exists = lane_index<T>() < broadcast(T(rest));
@@ -34,46 +35,22 @@ void softmax_mapped_row(const void* /*parameters*/, const T* from, Index count, 
   };
   for (Index i = 0; i < whole; i += lanes<T>) add(load(from + i), i);
   if (rest > 0) add(last, whole);
-  const Batch<T> factor = broadcast(scale / reduce_add(sum));
+  const Batch<T> factor = broadcast(scale / (reduce_add(sum) + epsilon));
   for (Index i = 0; i < count; i += lanes<T>) store(to + i, load(to + i) * factor);
   if (rest > 0) store(to + whole, select(exists, load(to + whole), broadcast(T(0))));
 }
 
+namespace detail {
+
+template <class T>
+void softmax_mapped_row(const void* /*parameters*/, const T* from, Index count, T scale, T* to) {
+  softmax_row(from, count, scale, T(0), to);
+}
+
 }  // namespace detail
 
-/// The softmax over the numbers of a row, as a map of rows that an engine reads. Relative error 4 ulp and that of a sum of as
-/// many numbers. NaN and +infinity, or nothing but -infinity, in a row make all of it NaN.
+/// softmax_row as a map of rows that an engine reads.
 template <class T>
 inline constexpr RowMap<T> softmax_map = {&detail::softmax_mapped_row<T>};
-
-/// to[i] = e^(from[i] - max) / (sum of these + epsilon) for i < count, and zeros up to whole vectors, up to which both
-/// rows must be there, but `from` may hold anything. `to` may be `from`. 0 where from[i] is 87 (in double 708) below
-/// the largest; a NaN, an infinity or nothing but -infinity makes the row NaN. count > 0. The order of summation
-/// depends on `count` only.
-template <class T>
-SEQMIX_ALWAYS_INLINE void softmax_padded_row(const T* from, Index count, T epsilon, T* to) {
-  constexpr Index width = lanes<T>;
-  const Index whole = count / width * width;
-  const BatchMask<T> in_row = lane_index<T>() < broadcast(T(count - whole));
-  const Batch<T> first = broadcast(from[0]);  // stands beyond the end: no larger than the largest
-  const auto tail = [&]() SEQMIX_INLINE_LAMBDA { return select(in_row, load(from + whole), first); };
-  Batch<T> most = first;
-  for (Index i = 0; i < whole; i += width) most = max_propagating(load(from + i), most);
-  if (whole < count) most = max_propagating(tail(), most);
-  const Batch<T> largest = broadcast(reduce_max(most));
-  Batch<T> sum = broadcast(T(0));
-  for (Index i = 0; i < whole; i += width) {
-    const Batch<T> weight = exp_decay(load(from + i) - largest);
-    sum += weight;
-    store(to + i, weight);
-  }
-  if (whole < count) {
-    const Batch<T> weight = select(in_row, exp_decay(tail() - largest), broadcast(T(0)));
-    sum += weight;
-    store(to + whole, weight);
-  }
-  const Batch<T> inverse = broadcast(T(1) / (reduce_add(sum) + epsilon));
-  for (Index i = 0; i < count; i += width) store(to + i, load(to + i) * inverse);
-}
 
 }  // namespace seqmix::inline SEQMIX_ARCH
