@@ -414,10 +414,4 @@ AnyModel<T> load_model(const SafetensorsFile& file) {
                          "; supported are rwkv5 5.0, rwkv5 5.1, rwkv5 5.2, rwkv6 6.0, rwkv7 7.0");
 }
 
-/// The token with the largest logit.
-template <class T>
-Index most_likely(std::span<const T> logits) {
-  return std::max_element(logits.begin(), logits.end()) - logits.begin();
-}
-
 }  // namespace rwkv

@@ -10,7 +10,6 @@
 #include <catch2/catch_test_macros.hpp>
 #include <cstdlib>
 #include <filesystem>
-#include <limits>
 #include <map>
 #include <seqmix/core/random.hpp>
 #include <seqmix/io/safetensors.hpp>
@@ -20,7 +19,9 @@
 #include <variant>
 #include <vector>
 
+#include "examples/support/generation.hpp"
 #include "examples/support/rwkv_model.hpp"
+#include "language_models.hpp"
 
 namespace model_tests {
 
@@ -53,58 +54,13 @@ inline bool is_pending(const SafetensorsFile& file) {
   return found != file.metadata().end() && std::count(std::begin(pending), std::end(pending), found->second) > 0;
 }
 
-/// max |given - expected| / max |expected|; infinity where a logit is not finite.
-template <class T>
-double difference(const Matrix<T>& given, const Matrix<double>& expected) {
-  REQUIRE(Shape(given) == Shape(expected));
-  if (!given.allFinite()) return std::numeric_limits<double>::infinity();
-  return (given.template cast<double>() - expected).cwiseAbs().maxCoeff() / expected.cwiseAbs().maxCoeff();
-}
-
-/// A matrix of NaN.
-template <class T>
-Matrix<T> poisoned(Index rows, Index columns) {
-  return Matrix<T>::Constant(rows, columns, std::numeric_limits<T>::quiet_NaN());
-}
-
-/// Logits after every token, the tokens taken in pieces of the given sizes, over and over; the state after them.
-template <class Model>
-auto in_pieces(const Model& model, std::span<const Index> tokens, const std::vector<Index>& sizes) {
-  using T = typename Model::Scalar;
-  Workspace workspace;
-  auto state = model.initial_state();
-  Matrix<T> logits = poisoned<T>(Index(tokens.size()), model.vocabulary());
-  Index begin = 0;
-  for (std::size_t piece = 0; begin < logits.rows(); ++piece) {
-    const Index count = std::min(sizes[piece % sizes.size()], logits.rows() - begin);
-    workspace.poison();
-    model.prefill(state, tokens.subspan(std::size_t(begin), std::size_t(count)), Sequence<T>(logits).rows(begin, count),
-                  workspace);
-    begin += count;
-  }
-  return std::pair(std::move(logits), std::move(state));
-}
-
-template <class Model>
-auto step_by_step(const Model& model, std::span<const Index> tokens) {
-  using T = typename Model::Scalar;
-  Workspace workspace;
-  auto state = model.initial_state();
-  Matrix<T> logits = poisoned<T>(Index(tokens.size()), model.vocabulary());
-  for (Index t = 0; t < logits.rows(); ++t) {
-    workspace.poison();
-    model.step(state, tokens[std::size_t(t)], Sequence<T>(logits).token(t), workspace);
-  }
-  return std::pair(std::move(logits), std::move(state));
-}
-
 /// `count` tokens by arg max, from the state after a text and the logits after its last token.
 template <class Model, class T>
 std::vector<Index> continued(const Model& model, typename Model::State state, Vector<T> logits, Index count) {
   Workspace workspace;
   std::vector<Index> result;
   while (Index(result.size()) < count) {
-    result.push_back(rwkv::most_likely(std::span<const T>(logits.data(), std::size_t(logits.size()))));
+    result.push_back(generation::most_likely(std::span<const T>(logits.data(), std::size_t(logits.size()))));
     model.step(state, result.back(), logits, workspace);
   }
   return result;
