@@ -28,8 +28,9 @@ class PanelRecurrence {
   PanelRecurrence(const Problem& problem, Index first, Index last, Workspace& workspace)
       : problem_(problem), first_(first), last_(last) {
     for (auto& chunk : chunks_) chunk = ChunkCoefficientsOf<Delta, T>(key_dim_, workspace);
-    for (std::size_t i = 0; i < std::size_t(chunked ? groups_.size() : block_ / group_tokens); ++i) {
-      groups_[i] = CoefficientsOf<Delta, T, group_tokens>(key_dim_, workspace);
+    const Index groups = chunked ? Index(groups_.size()) : block_ / group_tokens;
+    for (Index i = 0; i < groups; ++i) {
+      groups_[std::size_t(i)] = CoefficientsOf<Delta, T, group_tokens>(key_dim_, workspace);
     }
     for (auto& single : singles_) single = CoefficientsOf<Delta, T, 1>(key_dim_, workspace);
     panels_memory_ = workspace.take<T>((last - first) * parts * panel_size_).data();
