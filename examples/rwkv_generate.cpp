@@ -16,7 +16,7 @@ using namespace seqmix;
 
 constexpr char usage[] =
     "usage: rwkv_generate <model.safetensors> [options]\n"
-    "Continues a text with an RWKV model of version 5.0, 5.1, 5.2, 6.0 or 7.0 whose tokens are bytes.\n"
+    "Continues a text with an RWKV model of version 4, 5.0, 5.1, 5.2, 6.0 or 7.0 whose tokens are bytes.\n"
     "  --prompt <text>        the text to continue (default: \"Once upon a time\")\n"
     "  --tokens <count>       how many tokens to add (default: 200)\n"
     "  --temperature <value>  0 takes the likeliest token, 1 samples as trained (default: 0)\n"

@@ -218,6 +218,51 @@ inline Work delta_rnn_step(Index heads, Index head_dim) {
   return work;
 }
 
+/// The selective scan of Mamba-1 with softplus and gate: three multiply-adds and an exponential for every state, two
+/// exponentials for every channel, which has three inputs and an output; B and C.
+inline Work selective_scan(Index length, Index channels, Index states) {
+  const double cells = double(channels * states);
+  return double(length) * Work{.flops = 6 * cells,
+                               .exps = cells + 2 * double(channels),
+                               .streamed_bytes = 4 * double(4 * channels + 2 * states)};
+}
+
+/// The same for one token: the state, which is read and written, and A count instead of the streams.
+inline Work selective_scan_step(Index channels, Index states) {
+  Work work = selective_scan(1, channels, states);
+  work.streamed_bytes = 0;
+  work.resident_bytes = 12.0 * double(channels * states);
+  work.footprint_bytes = 8.0 * double(channels * states);
+  return work;
+}
+
+/// The WKV of RWKV-4: for each channel two weights over the larger of two, one of which is 1, twice; five multiply-adds and a
+/// quotient; two inputs and an output.
+inline Work log_average(Index length, Index channels) {
+  return double(length * channels) * Work{.flops = 11, .exps = 2, .streamed_bytes = 4 * 3};
+}
+
+/// The same for one token: the state, which is read and written, and what every channel has of its own count instead of the
+/// streams.
+inline Work log_average_step(Index channels) {
+  Work work = log_average(1, channels);
+  work.streamed_bytes = 0;
+  work.resident_bytes = 4 * 8.0 * double(channels);
+  work.footprint_bytes = 4 * 5.0 * double(channels);
+  return work;
+}
+
+/// h = e^g h + x for every channel.
+inline Work gated_scan(Index length, Index channels) {
+  return double(length * channels) * Work{.flops = 2, .exps = 1, .streamed_bytes = 4 * 3};
+}
+
+/// A diagonal system of complex states: a complex multiplication, an addition of the input and the real part of a product,
+/// the input's factor merged into the output's.
+inline Work diagonal_system(Index length, Index channels, Index states) {
+  return double(length * channels) * Work{.flops = 12 * double(states), .streamed_bytes = 4 * 2};
+}
+
 /// x [rows, inputs] times a weight matrix [outputs, inputs]: the weights stay in cache, the rows stream.
 inline Work projection(double rows, double inputs, double outputs) {
   const double bytes = 4 * (inputs * outputs + (rows > 1 ? rows * (inputs + outputs) : 0));

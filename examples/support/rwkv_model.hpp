@@ -1,7 +1,7 @@
-// RWKV language models, versions 5 to 7: what stands around the time mixing that the library has.
+// RWKV language models, versions 4 to 7: what stands around the time mixing that the library has.
 //
-//   Source    Peng et al. 2024, arXiv:2404.05892; Peng et al. 2025, arXiv:2503.14456; BlinkDL/RWKV-LM,
-//             RWKV-v5/src/model.py, RWKV-v7/rwkv_v7_demo.py
+//   Source    Peng et al. 2023, arXiv:2305.13048; Peng et al. 2024, arXiv:2404.05892; Peng et al. 2025, arXiv:2503.14456;
+//             BlinkDL/RWKV-LM, RWKV-v4/src/model.py, RWKV-v5/src/model.py, RWKV-v7/rwkv_v7_demo.py
 //   Layout    BlinkDL's parameter names; the file's metadata gives architecture ("rwkv5"), version ("5.2") and n_layer
 //
 //     x = ln0(embedding[token])
@@ -21,6 +21,7 @@
 #include <seqmix/parts/linear.hpp>
 #include <seqmix/parts/norm.hpp>
 #include <seqmix/parts/token_shift.hpp>
+#include <seqmix/recurrent/rwkv4.hpp>
 #include <seqmix/recurrent/rwkv5.hpp>
 #include <seqmix/recurrent/rwkv6.hpp>
 #include <seqmix/recurrent/rwkv7.hpp>
@@ -50,7 +51,7 @@ struct LayerNorm {
   void apply(ConstSequence<T> x, Sequence<T> y) const { layer_normalize(x, y, T(1e-5), weight, bias); }
 };
 
-/// How version 5 mixes a token with the one before it: x * mix + previous * (1 - mix).
+/// How versions 4 and 5 mix a token with the one before it: x * mix + previous * (1 - mix).
 struct InterpolationShift {
   static constexpr std::string_view key_name = "time_mix_k", receptance_name = "time_mix_r";
   static constexpr bool receptance = true;
@@ -158,6 +159,13 @@ template <class TimeMixing>
 struct VersionOf;
 
 template <class T>
+struct VersionOf<Rwkv4<T>> {
+  using Shift = InterpolationShift;
+
+  static void configure(typename Rwkv4<T>::Config&, const typename Rwkv4<T>::Weights&, Index) {}
+};
+
+template <class T>
 struct VersionOf<Rwkv5<T>> {
   using Shift = InterpolationShift;
   static constexpr std::string_view head_tensor = "att.time_decay";  // its first size is the number of heads
@@ -199,7 +207,7 @@ concept PassesValues =
     requires(const TimeMixing& layer, typename TimeMixing::State& state, Sequence<typename TimeMixing::Scalar> rows,
              Workspace& workspace) { layer.prefill(state, rows, rows, rows, workspace); };
 
-/// A whole model, Rwkv5<T>, Rwkv6<T> or Rwkv7<T> in its blocks. Immutable, like a mixer: states are values, scratch comes from the
+/// A whole model, with Rwkv4<T>, Rwkv5<T>, Rwkv6<T> or Rwkv7<T> in its blocks. Immutable, like a mixer: states are values, scratch comes from the
 /// caller's workspace.
 template <class TimeMixing>
 class Model {
@@ -336,12 +344,14 @@ class Model {
     return describe(file, prefix + "att", [&] {
       typename TimeMixing::Weights weights;
       load_weights(weights, file, prefix + "att.");
-      const auto& heads = file.tensor(prefix + std::string(Version::head_tensor)).shape;
       typename TimeMixing::Config config;
       config.channels = channels;
       config.attention_channels = file.matrix<T>(prefix + "att.key.weight").rows();
-      config.heads = heads.empty() ? 1 : heads.front();
-      config.norm_eps = T(Version::time_mixing_eps);
+      if constexpr (requires { config.heads; }) {
+        const auto& heads = file.tensor(prefix + std::string(Version::head_tensor)).shape;
+        config.heads = heads.empty() ? 1 : heads.front();
+        config.norm_eps = T(Version::time_mixing_eps);
+      }
       Version::configure(config, weights, block);
       return TimeMixing(config, std::move(weights));
     });
@@ -392,7 +402,7 @@ class Model {
 
 /// A model of any version that is known.
 template <std::floating_point T>
-using AnyModel = std::variant<Model<Rwkv5<T>>, Model<Rwkv6<T>>, Model<Rwkv7<T>>>;
+using AnyModel = std::variant<Model<Rwkv4<T>>, Model<Rwkv5<T>>, Model<Rwkv6<T>>, Model<Rwkv7<T>>>;
 
 /// Loads a checkpoint, of the version that its metadata names. Throws SafetensorsError on other versions, and as Model
 /// does.
@@ -403,15 +413,15 @@ AnyModel<T> load_model(const SafetensorsFile& file) {
     return found == file.metadata().end() ? std::string("(none)") : found->second.substr(0, 100);
   };
   const std::string version = entry("architecture") + " " + entry("version");
+  if (version == "rwkv4 4.0") return Model<Rwkv4<T>>(file);
   for (const char* known : {"rwkv5 5.0", "rwkv5 5.1", "rwkv5 5.2"}) {
     if (version == known) return Model<Rwkv5<T>>(file);
   }
   if (version == "rwkv6 6.0") return Model<Rwkv6<T>>(file);
   if (version == "rwkv7 7.0") return Model<Rwkv7<T>>(file);
-  const bool later = version == "rwkv4 4.0";
-  throw SafetensorsError(file.path() + ": architecture and version \"" + version +
-                         (later ? "\" are not supported yet" : "\" are unknown") +
-                         "; supported are rwkv5 5.0, rwkv5 5.1, rwkv5 5.2, rwkv6 6.0, rwkv7 7.0");
+  throw SafetensorsError(
+      file.path() + ": architecture and version \"" + version +
+      "\" are unknown; supported are rwkv4 4.0, rwkv5 5.0, rwkv5 5.1, rwkv5 5.2, rwkv6 6.0, rwkv7 7.0");
 }
 
 }  // namespace rwkv

@@ -2,6 +2,7 @@
 // those of the doc comments, swept densely; then the values at the edges, NaN payloads, and rows.
 // The hidden case "[measure]" prints the errors found.
 #include <seqmix/simd/math.hpp>
+#include <seqmix/simd/math_exp_each.hpp>
 
 #include <algorithm>
 #include <bit>
@@ -172,6 +173,21 @@ std::vector<T> nan_values() {
             std::bit_cast<T>(0x7ff8000000000001u), std::bit_cast<T>(0x7fffffffffffffffu),
             std::bit_cast<T>(0xffffffffffffffffu), std::bit_cast<T>(0x7ff8000055555555u),
             std::bit_cast<T>(0x7ff8000000000401u), std::bit_cast<T>(0x7ff0000000000001u)};
+  }
+}
+
+TEMPLATE_TEST_CASE("several decays at once are those one by one, to the bit", "[simd][math]", float, double) {
+  using T = TestType;
+  std::mt19937_64 random(7);
+  std::uniform_real_distribution<double> part(-1, 0.01), logarithm(-20, 9);
+  for (int trial = 0; trial < 20000; ++trial) {
+    T given[2 * static_cast<std::size_t>(lanes<T>)], each[2 * static_cast<std::size_t>(lanes<T>)];
+    for (T& x : given) x = static_cast<T>(part(random) * std::exp(logarithm(random)));
+    if (trial == 0) given[0] = -std::numeric_limits<T>::infinity();
+    Batch<T> x[2] = {seqmix::load(given), seqmix::load(given + lanes<T>)};
+    seqmix::exp2_decay_each(x);
+    for (Index i = 0; i < 2; ++i) seqmix::store(each + i * lanes<T>, x[i]);
+    for (Index i = 0; i < 2 * lanes<T>; ++i) REQUIRE(each[i] == seqmix::exp2_decay(given[i]));
   }
 }
 

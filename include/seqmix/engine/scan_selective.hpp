@@ -19,6 +19,7 @@
 #include <seqmix/core/workspace.hpp>
 #include <seqmix/engine/lanes_of_rows.hpp>
 #include <seqmix/simd/math.hpp>
+#include <seqmix/simd/math_exp_each.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
 
@@ -94,14 +95,15 @@ class SelectiveScan {
     return {delta, input, output, rows};
   }
 
-  /// Calls f(channel, count) for the registers of a block; count is an integral constant where the register is full.
+  /// Calls f(i, vector, count) for the registers of a block, the first channel of which is i; count is an integral constant
+  /// where the register is full.
   template <class F>
   SEQMIX_ALWAYS_INLINE static void for_registers(const Block& block, F&& f) {
     Index i = 0;
     for (; i + width <= block.channels; i += width) {
-      f(block.channel + i, i / width, std::integral_constant<Index, width>{});
+      f(i, i / width, std::integral_constant<Index, width>{});
     }
-    if (i < block.channels) f(block.channel + i, i / width, block.channels - i);
+    if (i < block.channels) f(i, i / width, block.channels - i);
   }
   template <class Count>
   SEQMIX_ALWAYS_INLINE static Batch<T> read(const T* from, Count count) {
@@ -116,27 +118,43 @@ class SelectiveScan {
     }
   }
 
-  /// Time constant times log2(e), and the input times the time constant, of some channels of token t.
-  template <class Count>
-  SEQMIX_ALWAYS_INLINE void discretise(Index t, Index channel, Count count, Batch<T>& delta, Batch<T>& input) const {
-    Batch<T> d = read(problem_.delta.row(t) + channel, count);
-    if (problem_.delta_bias.channels() > 0) d = d + read(problem_.delta_bias.data() + channel, count);
-    if (problem_.softplus) d = seqmix::softplus(d);
-    input = d * read(problem_.input.row(t) + channel, count);
-    delta = d * broadcast(log2_e);
+  /// The rows of one token, and what goes with all tokens; null where there is none.
+  struct Row {
+    const T *input, *delta, *skip, *bias, *gate;
+    T* output;
+    bool softplus;
+  };
+  Row row(Index t, const Block& block) const {
+    const auto at = [&](const T* from) { return from == nullptr ? from : from + block.channel; };
+    const T* const gate = problem_.gate.channels() > 0 ? problem_.gate.row(t) : nullptr;
+    return {at(problem_.input.row(t)),
+            at(problem_.delta.row(t)),
+            at(problem_.skip.data()),
+            at(problem_.delta_bias.data()),
+            at(gate),
+            problem_.output.row(t) + block.channel,
+            problem_.softplus};
   }
 
-  /// What of the output doesn't come from the states.
+  /// Time constants times log2(e), inputs times the time constants, and what of the output doesn't come from the states, of
+  /// `count` channels from channel i of a row on.
+  struct Staged {
+    Batch<T> delta, input, output;
+  };
   template <class Count>
-  SEQMIX_ALWAYS_INLINE Batch<T> skipped(Index t, Index channel, Count count) const {
-    if (problem_.skip.channels() == 0) return broadcast(T(0));
-    return read(problem_.skip.data() + channel, count) * read(problem_.input.row(t) + channel, count);
+  SEQMIX_ALWAYS_INLINE static Staged stage(const Row& row, Index i, Count count) {
+    Batch<T> d = read(row.delta + i, count);
+    if (row.bias != nullptr) d = d + read(row.bias + i, count);
+    if (row.softplus) d = seqmix::softplus(d);
+    const Batch<T> x = read(row.input + i, count);
+    const Batch<T> skipped = row.skip != nullptr ? read(row.skip + i, count) * x : broadcast(T(0));
+    return {d * broadcast(log2_e), d * x, skipped};
   }
 
   template <class Count>
-  SEQMIX_ALWAYS_INLINE void finish(Index t, Index channel, Count count, Batch<T> sum) const {
-    if (problem_.gate.channels() > 0) sum = sum * silu(read(problem_.gate.row(t) + channel, count));
-    write(problem_.output.row(t) + channel, sum, count);
+  SEQMIX_ALWAYS_INLINE static void finish(const Row& row, Index i, Count count, Batch<T> sum) {
+    if (row.gate != nullptr) sum = sum * silu(read(row.gate + i, count));
+    write(row.output + i, sum, count);
   }
 
   /// Fills the tile with tokens begin .. begin + count - 1; asks for those `ahead` tokens later of the block at `next`.
@@ -152,12 +170,12 @@ class SelectiveScan {
         if (gated) prefetch_read(problem_.gate.row(t) + block.channel + c);
         prefetch_write(problem_.output.row(t) + block.channel + c);
       }
-      for_registers(block, [&](Index channel, Index v, auto some) SEQMIX_INLINE_LAMBDA {
-        Batch<T> delta, input;
-        discretise(t, channel, some, delta, input);
-        const Index at = tile.at(v, to + t - begin);
-        store(tile.delta + at, delta), store(tile.input + at, input);
-        store(tile.output + at, skipped(t, channel, some));
+      const Row now = row(t, block);
+      const Index at = tile.at(0, to + t - begin), pitch = tile.at(1, 0);
+      for_registers(block, [&](Index c, Index v, auto some) SEQMIX_INLINE_LAMBDA {
+        const Staged staged = stage(now, c, some);
+        store(tile.delta + at + v * pitch, staged.delta), store(tile.input + at + v * pitch, staged.input);
+        store(tile.output + at + v * pitch, staged.output);
       });
     }
   }
@@ -173,19 +191,26 @@ class SelectiveScan {
     for (Index t = 0; t < rows; ++t, b += b_stride, c += c_stride) {
       const Batch<T> d = load(delta + t * width), x = load(input + t * width);
       Batch<T> y = load(output + t * width);
-      unroll<S>([&](auto n) SEQMIX_INLINE_LAMBDA {
-        h[n] = fma(faded(d, load(decay + n * width)), h[n], x * broadcast(b[n]));
-        y = fma(h[n], broadcast(c[n]), y);
+      constexpr Index together = S % 2 == 0 ? 2 : 1;
+      unroll<S / together>([&](auto pair) SEQMIX_INLINE_LAMBDA {
+        Batch<T> fade[together];
+        unroll<together>(
+            [&](auto i) SEQMIX_INLINE_LAMBDA { fade[i] = bounded(d * load(decay + (pair * together + i) * width)); });
+        exp2_decay_each(fade);
+        unroll<together>([&](auto i) SEQMIX_INLINE_LAMBDA {
+          constexpr Index n = pair * together + i;
+          h[n] = fma(fade[i], h[n], x * broadcast(b[n]));
+          y = fma(h[n], broadcast(c[n]), y);
+        });
       });
       store(output + t * width, y);
     }
     unroll<S>([&](auto n) SEQMIX_INLINE_LAMBDA { store(state + n * width, h[n]); });
   }
 
-  /// 2^(delta decay): infinity where that is too large for a number.
-  SEQMIX_ALWAYS_INLINE static Batch<T> faded(const Batch<T>& delta, const Batch<T>& decay) {
-    constexpr T beyond = T(FloatFormat<T>::exponent_bias + 1);
-    return exp2_decay(min_propagating(delta * decay, broadcast(beyond)));
+  /// An exponent of 2 that exp2_decay takes: the result is infinity where it is too large for a number.
+  SEQMIX_ALWAYS_INLINE static Batch<T> bounded(const Batch<T>& exponent) {
+    return min_propagating(exponent, broadcast(T(FloatFormat<T>::exponent_bias + 1)));
   }
 
   /// States first .. last - 1 over `rows` tokens of a tile. decay, state: of the block, vector v's state n at
@@ -246,9 +271,10 @@ class SelectiveScan {
           sweep_states(now, tile, rows, tile.output, decay + (i - first) * numbers, state + (i - first) * numbers,
                        begin, 0, states_);
           for (Index t = 0; t < rows; ++t) {
-            for_registers(now, [&](Index channel, Index v, auto some) SEQMIX_INLINE_LAMBDA {
-              finish(begin + t, channel, some, load(tile.output + tile.at(v, t)));
-            });
+            const Row to = row(begin + t, now);
+            const T* const sums = tile.output + tile.at(0, t);
+            for_registers(now, [&](Index c, Index v, auto some)
+                                   SEQMIX_INLINE_LAMBDA { finish(to, c, some, load(sums + v * tile.at(1, 0))); });
           }
         }
       }
@@ -293,10 +319,11 @@ class SelectiveScan {
         for (Index i = 0; i < blocks_; ++i) {
           const Tile tile = tile_of(i);
           for (Index t = first; t < first + count; ++t) {
-            for_registers(block(i), [&](Index channel, Index v, auto some) SEQMIX_INLINE_LAMBDA {
+            const Row to = row(begin + t, block(i));
+            for_registers(block(i), [&](Index c, Index v, auto some) SEQMIX_INLINE_LAMBDA {
               Batch<T> sum = load(tile.output + tile.at(v, t));
               for (Index part = 0; part < parts; ++part) sum = sum + load(sums_of(i, part) + tile.at(v, t));
-              finish(begin + t, channel, some, sum);
+              finish(to, c, some, sum);
             });
           }
         }
@@ -312,22 +339,24 @@ class SelectiveScan {
       const Index first = blocks_ * worker / workers, last = blocks_ * (worker + 1) / workers;
       T* const delta = local.take<T>(block_channels).data();
       T* const input = local.take<T>(block_channels).data();
+      T* const skipped = local.take<T>(block_channels).data();
       for (Index t = 0; t < length_; ++t) {
         for (Index i = first; i < last; ++i) {
           const Block now = block(i);
-          for_registers(now, [&](Index channel, Index v, auto some) SEQMIX_INLINE_LAMBDA {
-            Batch<T> d, x;
-            discretise(t, channel, some, d, x);
-            store(delta + v * width, d), store(input + v * width, x);
+          const Row of = row(t, now);
+          for_registers(now, [&](Index c, Index v, auto some) SEQMIX_INLINE_LAMBDA {
+            const Staged staged = stage(of, c, some);
+            store(delta + v * width, staged.delta), store(input + v * width, staged.input);
+            store(skipped + v * width, staged.output);
           });
-          for_registers(now, [&](Index channel, Index v, auto some) SEQMIX_INLINE_LAMBDA {
+          for_registers(now, [&](Index c, Index v, auto some) SEQMIX_INLINE_LAMBDA {
             const auto add = [&](auto vectors) SEQMIX_INLINE_LAMBDA -> Batch<T> {
-              return update<vectors>(t, now.group, channel, some, delta + v * width, input + v * width);
+              return update<vectors>(t, now.group, now.channel + c, some, delta + v * width, input + v * width);
             };
             const Batch<T> sum = states_ == width       ? add(std::integral_constant<Index, 1>{})
                                  : states_ == 2 * width ? add(std::integral_constant<Index, 2>{})
                                                         : add(std::integral_constant<Index, 0>{});
-            finish(t, channel, some, skipped(t, channel, some) + sum);
+            finish(of, c, some, load(skipped + v * width) + sum);
           });
         }
       }
@@ -351,7 +380,7 @@ class SelectiveScan {
       if constexpr (V > 0) {
         unroll<V>([&](auto n) SEQMIX_INLINE_LAMBDA {
           constexpr Index at = n * width;
-          const Batch<T> h = fma(faded(d, load(decay + at)), load(state + at), x * load(b + at));
+          const Batch<T> h = fma(exp2_decay(bounded(d * load(decay + at))), load(state + at), x * load(b + at));
           store(state + at, h);
           sums[i] = fma(h, load(c + at), sums[i]);
         });
@@ -360,7 +389,7 @@ class SelectiveScan {
           const Index some = std::min(width, states_ - n);
           const auto part = [&](const T* from)
                                 SEQMIX_INLINE_LAMBDA -> Batch<T> { return load_partial(from + n, some); };
-          const Batch<T> h = fma(faded(d, part(decay)), part(state), x * part(b));
+          const Batch<T> h = fma(exp2_decay(bounded(d * part(decay))), part(state), x * part(b));
           store_partial(state + n, h, some);
           sums[i] = fma(h, part(c), sums[i]);
         }
