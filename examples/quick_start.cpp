@@ -1,9 +1,9 @@
 // The example of the README: a mixer over a whole sequence, and the same numbers token by token.
 #include <cstdio>
+// README begins
 #include <seqmix/recurrent/retention.hpp>
 
 int main() {
-  // README begins
   using namespace seqmix;
   Rng rng(1);
   const Retention<float>::Config config{.channels = 256, .heads = 4};

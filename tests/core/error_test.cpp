@@ -94,6 +94,16 @@ TEST_CASE("overlaps") {
     CHECK_FALSE(overlap(view, HeadSequence<float>(numbers.data() + 48, 1, 2, 4)));
   }
 
+  // The same with one head: rows 2 .. 5, read backwards.
+  const Sequence<float> ahead(numbers.data() + 16, 4, 8), back(numbers.data() + 40, 4, 8, -8);
+  CHECK(overlap(back, back));
+  CHECK(overlap(back, ahead));
+  CHECK(overlap(back.rows(3, 1), ahead.rows(0, 1)));
+  CHECK(overlap(back, ahead.columns(3, 2)));
+  CHECK_FALSE(overlap(back.rows(0, 3), ahead.rows(0, 1)));
+  CHECK_FALSE(overlap(back, Sequence<float>(numbers.data() + 8, 1, 8)));
+  CHECK_FALSE(overlap(back, Sequence<float>(numbers.data() + 48, 1, 8)));
+
   std::vector<float> others(200);
   CHECK_FALSE(overlap(all, Sequence<float>(others.data(), 10, 20)));
   CHECK(message_of([&] { expect_disjoint("op", "y", all, "x", all); }) == "op: y: overlaps x in memory");

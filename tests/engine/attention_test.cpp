@@ -311,9 +311,11 @@ TEMPLATE_TEST_CASE("the largest finite biases and sinks are still finite", "[att
 
     options.key_bias = {};
     options.sink = sink;
-    sink[0] = std::numeric_limits<T>::max();
-    softmax_attention<T>(s.q(), s.k(), s.v(), options, s.out(), workspace);
-    CHECK((s.y.array() == 0).all());
+    for (const T extreme : {std::numeric_limits<T>::max(), std::numeric_limits<T>::infinity()}) {
+      sink[0] = extreme;
+      softmax_attention<T>(s.q(), s.k(), s.v(), options, s.out(), workspace);
+      CHECK((s.y.array() == 0).all());
+    }
   }
 }
 
@@ -448,7 +450,9 @@ TEST_CASE("attention refuses what doesn't fit, and changes nothing", "[attention
   refuses(with([&](auto& o) { o.alibi_slopes = three_numbers; }), "alibi_slopes: expected shape [4], given [3]");
   refuses(with([&](auto& o) { o.key_bias = three_numbers; }), "key_bias: expected shape [6], given [3]");
   refuses(with([&](auto& o) { o.window_left = -1; }), "window_left");
-  refuses(with([&](auto& o) { o.softcap = -1; }), "softcap");
+  for (const float softcap : {-1.0f, 1e-40f, 3e38f, float(INFINITY), float(nan)}) {
+    refuses(with([&](auto& o) { o.softcap = softcap; }), "softcap");
+  }
   refuses(with([&](auto& o) { o.rotary = Rotary::standard(10, 10000, RotaryPairs::half); }), "rotary");
   CHECK_THROWS_AS(Rotary::standard(5, 10000, RotaryPairs::half), std::invalid_argument);
 

@@ -1,6 +1,7 @@
 // Core functions refuse results that lie where one of their parameters does, and change nothing.
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <seqmix/linear/lightning_attention.hpp>
 #include <seqmix/linear/linear_attention.hpp>
 #include <seqmix/recurrent/retention.hpp>
 #include <seqmix/recurrent/rwkv5.hpp>
@@ -49,6 +50,14 @@ TEST_CASE("recurrences refuse parameters in their results") {
   };
   CHECK(try_retention(p.at(331)) == "output: overlaps log_decay in memory");
   CHECK(try_retention(p.at(431)) == "memory: overlaps log_decay in memory");
+
+  const auto try_lightning = [&](float* log_decay) {
+    return p.refusal([&] {
+      lightning_attention<float>(p.query, p.key, p.value, {log_decay, heads}, 1, p.memory, p.output, p.workspace);
+    });
+  };
+  CHECK(try_lightning(p.at(331)) == "output: overlaps log_decay in memory");
+  CHECK(try_lightning(p.at(431)) == "memory: overlaps log_decay in memory");
 
   const auto try_rwkv5 = [&](float* log_decay, float* bonus) {
     return p.refusal([&] {

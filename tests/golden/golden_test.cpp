@@ -84,7 +84,9 @@ TEST_CASE("golden cases") {
     for (const auto& [operator_id, count] : pending_files) std::printf(" %s (%d)", operator_id.c_str(), count);
     std::printf("\n");
   }
+#ifndef SEQMIX_SOME_OPERATORS
   CHECK(checked > 0);
+#endif
   CHECK(failed == 0);
 }
 

@@ -40,7 +40,9 @@ TEST_CASE("the README lists every registered mixer with the growth of its state"
   for (const MixerEntry& entry : mixer_registry()) {
     const auto mixer = entry.make<double>(0).mixer;
     const std::string name(mixer->name());
-    INFO(name);
+    INFO(
+        name << ": the table of operators in README.md needs a row for it, whose last column begins with the growth of "
+             << "its state (constant:, window: or linear:)");
     REQUIRE(rows.contains(name));
     if (!mixer->recurrent()) continue;
     const std::string growth = mixer->growth() == StateGrowth::constant ? "constant:"
@@ -59,7 +61,7 @@ TEST_CASE("the README lists every operator header, and no other") {
     if (!directory.is_directory() || not_families.contains(family)) continue;
     for (const auto& file : std::filesystem::directory_iterator(directory)) {
       const std::string header = "`" + family + "/" + file.path().filename().string() + "`";
-      INFO(header);
+      INFO(header << ": the table of operators in README.md needs a row for it");
       bool found = false;
       for (const auto& [name, row] : rows) found = found || row.find(header) != std::string::npos;
       CHECK(found);

@@ -79,14 +79,6 @@ struct Extent {
 };
 
 template <class T>
-Extent extent_of(const Sequence<T>& view) {
-  if (view.length() == 0 || view.channels() == 0) return {};
-  const auto begin = reinterpret_cast<std::uintptr_t>(view.data());
-  const auto last = reinterpret_cast<std::uintptr_t>(view.row(view.length() - 1) + view.channels());
-  return {begin, last, view.stride() * Index(sizeof(T)), view.channels() * Index(sizeof(T))};
-}
-
-template <class T>
 Extent extent_of(const HeadSequence<T>& view) {
   if (view.length() == 0 || view.heads() == 0 || view.head_dim() == 0) return {};
   // Strides may be negative: the lowest element is then not the first.
@@ -96,6 +88,11 @@ Extent extent_of(const HeadSequence<T>& view) {
   const auto begin = reinterpret_cast<std::uintptr_t>(view.data()) + std::uintptr_t(lowest * size);
   return {begin, begin + std::uintptr_t((std::abs(rows) + width) * size), std::abs(view.row_stride()) * size,
           width * size};
+}
+
+template <class T>
+Extent extent_of(const Sequence<T>& view) {
+  return extent_of(HeadSequence<T>(view.data(), view.length(), 1, view.channels(), view.stride(), view.channels()));
 }
 
 template <class T>

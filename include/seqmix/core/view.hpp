@@ -122,7 +122,8 @@ class Sequence {
   /// Length 0 and no channels.
   constexpr Sequence() = default;
 
-  /// Rows of `channels` numbers, `stride` elements apart (stride >= channels, or any where length <= 1).
+  /// Rows of `channels` numbers, `stride` elements apart: at least `channels` (any where length <= 1 or nothing is
+  /// written), negative where the rows are passed from the last to the first.
   constexpr Sequence(T* data, Index length, Index channels, Index stride)
       : data_(data), length_(length), channels_(channels), stride_(stride) {
     assert(length >= 0 && channels >= 0);

@@ -118,7 +118,10 @@ struct BlockMask {
   template <class T>
   BatchMask<T> keep(Index row, Index key) const {
     const std::uint8_t* block = blocks.row(row / block_rows);
-    Index column = key / block_columns, left = (column + 1) * block_columns - key;  // lanes until the next column
+    // Panels end after the last key: what is said of the lanes there does not matter, but no column must be read there.
+    Index column = std::min(key / block_columns, blocks.channels() - 1);
+    Index left =
+        key % block_columns == 0 ? block_columns : block_columns - key % block_columns;  // until the next column
     if (left >= lanes<T>) return broadcast(static_cast<T>(block[column])) != broadcast(T(0));
     T kept[static_cast<std::size_t>(lanes<T>)];
     for (Index lane = 0; lane < lanes<T>; ++lane, --left) {

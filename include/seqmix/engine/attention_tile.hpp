@@ -37,7 +37,7 @@ struct RowSoftmax {
   RowSoftmax() = default;
   explicit RowSoftmax(T sink_logit) {
     if (sink_logit == minus_infinity<T>) return;
-    maximum = sink_logit;
+    sink_logit = maximum = std::min(sink_logit, std::numeric_limits<T>::max());  // an infinite one is as good as that
     sum = static_cast<double>(exp2_softmax(sink_logit - maximum));
   }
 

@@ -33,6 +33,7 @@ void lightning_attention(ConstHeadSequence<T> query, ConstHeadSequence<T> key, C
   constexpr std::string_view name = "lightning_attention";
   expect_recurrence_shapes<T>(name, query, key, value, memory, output);
   expect_shape(name, "log_decay", {memory.heads()}, log_decay);
+  expect_apart_from_results(name, "log_decay", log_decay, memory, output);
   linear_recurrence(
       LinearRecurrenceProblem<T, decay::PerHead<T>>{query, key, value, {log_decay}, {}, {}, scale, memory, output},
       workspace);

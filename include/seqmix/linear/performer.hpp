@@ -71,7 +71,8 @@ RandomFeatureEpsilons<T> performer_epsilons(const PerformerOptions<T>& options, 
 /// Causal attention from and into `state`, whose memory is [H, m, V]. query, key [L, H, K], value, output [L, H, V].
 /// `features` has P. key_stabilizer [L, H] is M (a stride of 0 repeats a row), empty where it is the largest u so far;
 /// kernels without M refuse it. Kernel is one of random_feature.
-/// O(L H m (K + V)) time; O(H m (K + V)) scratch. Stable for any L, keys and M. Allocates nothing once `workspace` is warm.
+/// O(L H m (K + V)) time; O(H m (K + V)) scratch. Stable for any L and keys, and for M down
+/// to 80 below the largest u, where the features of the definition overflow. Allocates nothing once `workspace` is warm.
 /// Throws std::invalid_argument on shapes that do not fit and on an output that overlaps an input.
 template <class Kernel = random_feature::Softmax, std::floating_point T>
 void performer(ConstHeadSequence<T> query, ConstHeadSequence<T> key, ConstHeadSequence<T> value,

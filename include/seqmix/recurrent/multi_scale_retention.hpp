@@ -143,6 +143,7 @@ class MultiScaleRetention : public RecurrentMixerBase<MultiScaleRetention<T>, T>
     expect_divides(name, "2 config.heads (heads of even size)", 2 * config.heads, "key_channels", config.key_channels);
     expect_divides(name, "config.heads", config.heads, "value_channels", config.value_channels);
     expect_divides(name, "config.key_value_heads", config.key_value_heads, "heads", config.heads);
+    expect(config.start_position >= 0, name, "config.start_position", "must not be negative");
     return config;
   }
 

@@ -170,6 +170,7 @@ class Retention : public RecurrentMixerBase<Retention<T>, T> {
     if (config.value_channels == 0) config.value_channels = 2 * config.channels;
     expect_divides(name, "2 config.heads (heads of even size)", 2 * config.heads, "channels", config.channels);
     expect_divides(name, "config.heads", config.heads, "value_channels", config.value_channels);
+    expect(config.start_position >= 0, name, "config.start_position", "must not be negative");
     expect(config.chunk > 0, name, "config.chunk", "must be positive");
     return config;
   }

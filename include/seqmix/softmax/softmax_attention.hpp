@@ -40,7 +40,7 @@ struct SoftmaxAttentionOptions {
   std::optional<Index> window_left{};   ///< keys seen before the aligned one
   std::optional<Index> window_right{};  ///< keys seen after the aligned one
   std::optional<T> scale{};             ///< d^-0.5 where absent
-  T softcap = 0;                        ///< 0: none
+  T softcap = 0;                        ///< 0: none, else 1e-30 to 1e30
   Token<const T> alibi_slopes{};        ///< [H]
   Token<const T> sink{};                ///< [H]: logits that enter the denominator only
   Token<const T> key_bias{};            ///< [N]: added to the logits, any numbers; -infinity hides a key
@@ -51,6 +51,9 @@ struct SoftmaxAttentionOptions {
 };
 
 namespace softmax_attention_detail {
+
+/// Whether float can divide by it and multiply with it.
+constexpr bool valid_softcap(double softcap) { return softcap == 0 || (softcap >= 1e-30 && softcap <= 1e30); }
 
 /// Throws std::invalid_argument unless the arguments fit each other. `cached` keys come before those given.
 template <class T>
@@ -71,7 +74,7 @@ void check(HeadSequence<const T> query, HeadSequence<const T> key, HeadSequence<
   if (options.key_bias.channels() > 0) expect_shape(name, "key_bias", {cached + key.length()}, options.key_bias);
   expect(!options.window_left || *options.window_left >= 0, name, "window_left", "must not be negative");
   expect(!options.window_right || *options.window_right >= 0, name, "window_right", "must not be negative");
-  expect(options.softcap >= 0, name, "softcap", "must not be negative");
+  expect(valid_softcap(double(options.softcap)), name, "softcap", "must be 0 (none) or from 1e-30 to 1e30");
   expect(!options.rotary || options.rotary->rotary_dim() <= query.head_dim(), name, "rotary",
          "rotates more channels than a head has");
   expect_disjoint(name, "y", y, "query", query);
@@ -268,7 +271,8 @@ class Layer {
     expect(config.value_dim > 0, name, "value_dim", "must be positive");
     expect(!config.window_left || *config.window_left >= 0, name, "window_left", "must not be negative");
     expect(!config.window_right || *config.window_right >= 0, name, "window_right", "must not be negative");
-    expect(config.softcap >= 0, name, "softcap", "must not be negative");
+    expect(softmax_attention_detail::valid_softcap(config.softcap), name, "softcap",
+           "must be 0 (none) or from 1e-30 to 1e30");
     const Index rotary_dim = config.rotary_dim.value_or(config.head_dim);
     expect(!config.rope || (rotary_dim >= 0 && rotary_dim <= config.head_dim && rotary_dim % 2 == 0), name,
            "rotary_dim", "must be even and at most head_dim");
