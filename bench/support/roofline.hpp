@@ -132,7 +132,8 @@ inline Work gated_slot_attention(Index length, Index heads, Index key_dim, Index
 inline Work gated_slot_attention_step(Index heads, Index key_dim, Index value_dim, Index slots) {
   Work work = gated_slot_attention(1, heads, key_dim, value_dim, slots);
   work.streamed_bytes = 0;
-  work.resident_bytes = 8.0 * double(heads * slots * (key_dim + value_dim));
+  work.footprint_bytes = 4.0 * double(heads * slots * (key_dim + value_dim));
+  work.resident_bytes = 2 * work.footprint_bytes;
   return work;
 }
 
@@ -155,7 +156,10 @@ inline Work log_linear_recurrence(Index length, Index heads, Index key_dim, Inde
 /// The same for the token at `position`, which reads a memory for each set bit and writes one.
 inline Work log_linear_step(Index position, Index heads, Index key_dim, Index value_dim) {
   const double cells = double(heads * key_dim * value_dim), memories = std::popcount(std::uint64_t(position)) + 1;
-  return {.flops = 2 * cells * memories, .exps = double(heads), .resident_bytes = 4 * cells * memories};
+  return {.flops = 2 * cells * memories,
+          .exps = double(heads),
+          .resident_bytes = 4 * cells * memories,
+          .footprint_bytes = 4 * cells * memories};
 }
 
 /// Normalised linear attention with `features` features of queries and keys of `width` numbers: the products of an undecayed
@@ -171,7 +175,8 @@ inline Work feature_attention(Index length, Index heads, Index width, Index feat
 inline Work feature_attention_step(Index heads, Index width, Index features, Index value_dim) {
   Work work = feature_attention(1, heads, width, features, value_dim);
   work.streamed_bytes = 0;
-  work.resident_bytes = 8.0 * double(heads * features * (value_dim + 1));
+  work.footprint_bytes = 4.0 * double(heads * features * (value_dim + 1));
+  work.resident_bytes = 2 * work.footprint_bytes;
   return work;
 }
 
@@ -199,7 +204,8 @@ inline Work recurrent_delta_net(Index length, Index heads, Index head_dim) {
 inline Work recurrent_delta_net_step(Index heads, Index head_dim) {
   Work work = recurrent_delta_net(1, heads, head_dim);
   work.streamed_bytes = 0;
-  work.resident_bytes = (8 + 3 * 4) * double(heads * head_dim * head_dim);
+  work.footprint_bytes = (1 + 3) * 4 * double(heads * head_dim * head_dim);
+  work.resident_bytes = (2 + 3) * 4 * double(heads * head_dim * head_dim);
   return work;
 }
 
@@ -214,7 +220,8 @@ inline Work delta_rnn(Index length, Index heads, Index head_dim) {
 inline Work delta_rnn_step(Index heads, Index head_dim) {
   Work work = delta_rnn(1, heads, head_dim);
   work.streamed_bytes = 0;
-  work.resident_bytes = 2 * 8 * double(heads * head_dim * head_dim);
+  work.footprint_bytes = 2 * 4 * double(heads * head_dim * head_dim);
+  work.resident_bytes = 2 * work.footprint_bytes;
   return work;
 }
 

@@ -265,6 +265,7 @@ SEQMIX_ALWAYS_INLINE void sweep_panel(const RecurrenceCoefficients<T, Tokens>& c
 
   const auto sweep_row = [&](auto, const T* coefficient, T* row) SEQMIX_INLINE_LAMBDA {
     Batch<T> memory[2] = {load(row), load(row + width)};
+    unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { keep_in_register<T>(memory[b]); });
     Batch<T> whole[2] = {memory[0], memory[1]};
     if constexpr (two_parts) {
       unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA { whole[b] += load(row + settled + b * width); });
