@@ -9,7 +9,7 @@
 
 #include "operators/retention_reference.hpp"
 #include "support/executors.hpp"
-#include "support/fields.hpp"
+#include "support/registry.hpp"
 #include "support/tolerance.hpp"
 
 namespace seqmix::test {
