@@ -81,10 +81,10 @@ class BlockSparseSelfAttention {
   Index channels() const { return config_.heads * config_.head_dim; }
   void forward(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
     internal::expect_input_output<T>(name, channels(), x, y);
+    const auto frame = workspace.frame();
     const auto blocks = [&](Index size) { return (x.length() + size - 1) / size; };
     const Index rows = blocks(config_.block_rows), columns = blocks(config_.block_columns);
-    // Not from the workspace, so that the address sanitizer knows where it ends.
-    std::vector<std::uint8_t> mask(std::size_t(rows * columns));
+    const auto mask = workspace.take<std::uint8_t>(rows * columns);
     for (Index r = 0; r < rows; ++r) {
       for (Index c = 0; c < columns; ++c) mask[std::size_t(r * columns + c)] = std::uint8_t(config_.keeps(r, c));
     }
