@@ -171,29 +171,31 @@ const MixerRegistration<UnnormalizedFastWeightTests> unnormalized;
 // --- features that vanish -----------------------------------------------------------------------------------------------
 
 TEST_CASE("features that all vanish are NaN, or 0 if asked for") {
-  const Matrix<float> row{{1, -2, 3}};  // with nu = 1 no two neighbours of r are positive
-  const Matrix<float> value = Matrix<float>::Ones(1, 2), beta = Matrix<float>::Ones(1, 1);
+  using T = TestedScalar;
+  const Matrix<T> row{{1, -2, 3}};  // with nu = 1 no two neighbours of r are positive
+  const Matrix<T> value = Matrix<T>::Ones(1, 2), beta = Matrix<T>::Ones(1, 1);
   Workspace workspace;
   for (const bool keep : {false, true}) {
-    FastWeightOptions<float> options{.features = dpfp(1)};
+    FastWeightOptions<T> options{.features = dpfp(1)};
     options.features.keep_zeros = keep;
-    Matrix<float> y(1, 2), memory = Matrix<float>::Zero(6, 2);
-    const auto heads = [](const auto& matrix) { return ConstSequence<float>(matrix).heads(1); };
-    fast_weight<float>(heads(row), heads(row), heads(value), beta, options, {memory.data(), 1, 6, 2}, {},
-                       Sequence<float>(y).heads(1), workspace);
+    Matrix<T> y(1, 2), memory = Matrix<T>::Zero(6, 2);
+    const auto heads = [](const auto& matrix) { return ConstSequence<T>(matrix).heads(1); };
+    fast_weight<T>(heads(row), heads(row), heads(value), beta, options, {memory.data(), 1, 6, 2}, {},
+                   Sequence<T>(y).heads(1), workspace);
     CHECK(y.array().isNaN().all() != keep);
     CHECK((keep ? y.isZero() && memory.isZero() : memory.array().isNaN().all()));
   }
 }
 
 TEST_CASE("fast weights refuse a memory of another number of features") {
-  const Matrix<float> row = Matrix<float>::Ones(1, 3), beta = Matrix<float>::Ones(1, 1);
+  using T = TestedScalar;
+  const Matrix<T> row = Matrix<T>::Ones(1, 3), beta = Matrix<T>::Ones(1, 1);
   Workspace workspace;
-  Matrix<float> y(1, 3), memory = Matrix<float>::Zero(12, 3), key_sum = Matrix<float>::Zero(1, 12);
-  const auto heads = ConstSequence<float>(row).heads(1);
-  const auto call = [&](const FastWeightOptions<float>& options, Index features, const Sequence<float>& sum) {
-    fast_weight<float>(heads, heads, heads, beta, options, {memory.data(), 1, features, 3}, sum,
-                       Sequence<float>(y).heads(1), workspace);
+  Matrix<T> y(1, 3), memory = Matrix<T>::Zero(12, 3), key_sum = Matrix<T>::Zero(1, 12);
+  const auto heads = ConstSequence<T>(row).heads(1);
+  const auto call = [&](const FastWeightOptions<T>& options, Index features, const Sequence<T>& sum) {
+    fast_weight<T>(heads, heads, heads, beta, options, {memory.data(), 1, features, 3}, sum, Sequence<T>(y).heads(1),
+                   workspace);
   };
   CHECK_NOTHROW(call({.features = dpfp(2)}, 12, {}));
   CHECK_NOTHROW(call({.features = dpfp(2), .normalize = true}, 12, key_sum));

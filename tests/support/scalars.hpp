@@ -3,6 +3,7 @@
 #pragma once
 
 #include <concepts>
+#include <type_traits>
 
 namespace seqmix::test {
 
@@ -16,5 +17,8 @@ inline constexpr bool scalar_tested = std::same_as<T, double>;
 template <class T>
 inline constexpr bool scalar_tested = true;
 #endif
+
+// For tests that need one scalar, whichever it is.
+using TestedScalar = std::conditional_t<scalar_tested<float>, float, double>;
 
 }  // namespace seqmix::test

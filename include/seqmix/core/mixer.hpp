@@ -109,6 +109,7 @@ void expect_input_output(std::string_view operation, Index channels, const Seque
 ///   State initial_state() const;
 ///   void check_state(const State&) const;                        throws std::invalid_argument if it isn't one of this mixer's
 ///   void advance(SequenceBatch<State>, ConstSequence<T> x, Sequence<T> y, Workspace&) const;
+///   void reserve(SequenceBatch<State>) const;                    only where states grow: makes room for all rows of a call
 ///
 /// advance runs every sequence of the batch on from its state. It is called with checked arguments only, x and y
 /// disjoint and with at least one row, inside an open frame of the workspace; sequences of length 0 may occur. Projections
@@ -225,6 +226,8 @@ class RecurrentMixerBase {
   template <class State, class... Streams>
   void advance_passes(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace,
                       const Streams&... streams) const {
+    // Before the first pass: should memory run out here, nothing has changed yet.
+    if constexpr (requires { self().reserve(batch); }) self().reserve(batch);
     const Index total = batch.total();
     if (total <= Derived::rows_per_pass) {
       self().advance(batch, x, y, workspace, streams...);

@@ -283,8 +283,8 @@ class PanelRecurrence {
         2 + (!Decay::constant && Decay::per_channel ? 1 : 0) + (Delta::low_rank ? 2 : 0);
 
     struct Stream {
-      const T* row;
-      Index stride;
+      const T* row = nullptr;
+      Index stride = 0;
     };
     Stream streams_[key_streams + 3];
     bool map_reads_ = false;

@@ -462,8 +462,11 @@ class SoftmaxAttention : public RecurrentMixerBase<SoftmaxAttention<T, direction
   /// As the base's, without a cache: allocates nothing once `workspace` is warm.
   void forward(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const { layer_.forward(x, y, true, workspace); }
 
-  void advance(SequenceBatch<State> batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+  void reserve(const SequenceBatch<State>& batch) const {
     for (Index b = 0; b < batch.size(); ++b) batch.state(b).cache.reserve_more(batch.length(b));
+  }
+
+  void advance(SequenceBatch<State> batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
     const auto streams = layer_.project(x, workspace);
     const auto mixed = workspace.heads<T>(x.length(), config().heads, config().value_dim);
     for (Index b = 0; b < batch.size(); ++b) {

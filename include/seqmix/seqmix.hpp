@@ -1,0 +1,36 @@
+// All operators at once, for a first try. It takes long to compile: programs include the headers of the operators they use.
+#pragma once
+
+#include <seqmix/linear/based.hpp>
+#include <seqmix/linear/delta_rule.hpp>
+#include <seqmix/linear/fast_weight.hpp>
+#include <seqmix/linear/gated_delta_rule.hpp>
+#include <seqmix/linear/gated_linear_attention.hpp>
+#include <seqmix/linear/gated_slot_attention.hpp>
+#include <seqmix/linear/kimi_delta_attention.hpp>
+#include <seqmix/linear/lightning_attention.hpp>
+#include <seqmix/linear/linear_attention.hpp>
+#include <seqmix/linear/log_linear_attention.hpp>
+#include <seqmix/linear/performer.hpp>
+#include <seqmix/linear/rebased.hpp>
+#include <seqmix/linear/recurrent_fast_weight.hpp>
+#include <seqmix/linear/simple_gated_linear_attention.hpp>
+#include <seqmix/recurrent/hgrn.hpp>
+#include <seqmix/recurrent/hgrn2.hpp>
+#include <seqmix/recurrent/multi_scale_retention.hpp>
+#include <seqmix/recurrent/retention.hpp>
+#include <seqmix/recurrent/rwkv4.hpp>
+#include <seqmix/recurrent/rwkv5.hpp>
+#include <seqmix/recurrent/rwkv6.hpp>
+#include <seqmix/recurrent/rwkv7.hpp>
+#include <seqmix/softmax/softmax_attention.hpp>
+#include <seqmix/sparse/block_sparse_attention.hpp>
+#include <seqmix/ssm/lru.hpp>
+#include <seqmix/ssm/mamba.hpp>
+#include <seqmix/ssm/mamba2.hpp>
+#include <seqmix/ssm/mamba3.hpp>
+#include <seqmix/ssm/rg_lru.hpp>
+#include <seqmix/ssm/s4.hpp>
+#include <seqmix/ssm/s4d.hpp>
+#include <seqmix/ssm/s5.hpp>
+#include <seqmix/version.hpp>
