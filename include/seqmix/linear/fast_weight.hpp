@@ -5,6 +5,7 @@
 //             IDSIA/lmtool-fwp, src/utils/cuda_fast_weight_layer.py; IDSIA/recurrent-fwp, algorithmic/layers.py
 //   Glossary  L length   D channels   H heads   d channels of a head   F features   V value width of one head
 //   Engine    engine/linear_recurrence.hpp with delta::Rule and, where outputs are normalised, normalizer::KeySum
+//   Size      a core with its checks of features and sums, and the layer
 //
 // Core:   k, q = features of the keys and queries, elu(x) + 1 or DPFP, over their sum (parts/fast_weight_features.hpp)
 //         W_t = W_{t-1} + k_t (beta_t (v_t - W_{t-1}^T k_t))^T,   z_t = z_{t-1} + k_t

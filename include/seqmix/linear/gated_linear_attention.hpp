@@ -3,6 +3,7 @@
 //   Source    Yang et al. 2023, arXiv:2312.06635; fla-org/flash-linear-attention, fla/layers/gla.py, fla/ops/gla/naive.py
 //   Glossary  L length   D channels   H heads   Hk heads of keys, values and gates   K, V key and value width of one head
 //   Engine    engine/linear_recurrence.hpp with decay::PerTokenChannel
+//   Size      a core, and a layer with optional convolutions, gates and norms
 //
 // Core:   S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T,   y_t = scale * q_t^T S_t
 // Layer:  q, k, v = projections of x, convolved and passed through silu where asked for

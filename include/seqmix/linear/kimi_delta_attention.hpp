@@ -4,6 +4,7 @@
 //   Glossary  L length   D channels   H heads of queries and keys   Hv heads of values, gates and the memory
 //             K, V key and value width of one head
 //   Engine    engine/linear_recurrence.hpp with decay::PerTokenChannel and delta::Rule
+//   Size      a core, and a layer with convolutions and low-rank gates
 //
 // Core:   S' = diag(exp(g_t)) S_{t-1},   S_t = S' + k_t (beta_t (v_t - S'^T k_t))^T,   y_t = scale * q_t^T S_t
 // Layer:  q, k, v = projections of x, convolved, silu, q and k of length 1;   f = W_f1 W_f0 x

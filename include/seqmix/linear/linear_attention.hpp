@@ -4,6 +4,7 @@
 //             fla-org/flash-linear-attention, fla/layers/linear_attn.py
 //   Glossary  L length   D channels   H heads   K, V key and value width of one head   phi feature map
 //   Engine    engine/linear_recurrence.hpp with decay::None, and engine/linear_attention_global.hpp without order
+//   Size      cores of both directions, and a layer
 //
 // Core:   S_t = S_{t-1} + phi(k_t) v_t^T,   z_t = z_{t-1} + phi(k_t)
 //         y_t = scale phi(q_t)^T S_t / (scale phi(q_t) . z_t + epsilon),   the denominator only when normalising

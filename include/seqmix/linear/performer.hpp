@@ -4,6 +4,7 @@
 //             and SelfAttention
 //   Glossary  L length   D channels   H heads   K, V key and value width of one head   m features of one head
 //   Engine    engine/random_feature_attention.hpp
+//   Size      cores of both directions, their stabilisers, and the layer
 //
 // Core:   x' = K^-1/4 x,   u = P x'
 //         softmax   phi(q) = m^-1/2 (exp(u - |q'|^2 / 2 - max_j u_j) + kernel_eps)

@@ -5,6 +5,7 @@
 //             language_modeling/src/utils/cuda_fast_weight_layer.py
 //   Glossary  L length   D channels   H heads   d channels of a head, of its keys and of its values   F features
 //   Engine    engine/recurrent_fast_weight.hpp; engine/linear_recurrence.hpp for what does not depend on outputs
+//   Size      two cores, and the layers as variants of one
 //
 // Core, recurrent delta net:
 //         s = tanh(h_{t-1}),   q_t = softmax(q + s R_q),   k_t = softmax(k + s R_k),   v_t = v + s R_v

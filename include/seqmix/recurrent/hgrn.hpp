@@ -4,6 +4,7 @@
 //             fla-org/flash-linear-attention, fla/layers/hgrn.py
 //   Glossary  L length   D channels   I inner channels   b lower bounds of the gates
 //   Engine    engine/scan.hpp with RealDiagonal or ComplexDiagonal
+//   Size      two layers, of two code bases that share the core: real or complex, in one direction or both
 //
 // Core:   h_t = exp(g_t) h_{t-1} + x_t,   y = h
 // Layers: lambda = b + (1 - b) sigmoid(f)

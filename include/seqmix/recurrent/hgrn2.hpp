@@ -4,6 +4,7 @@
 //             hgru2-pytorch, hgru2_pytorch/modules/hgru2_1d.py
 //   Glossary  L length   D channels   H heads   K, V key and value width of one head   b lower bounds of the gates
 //   Engine    engine/linear_recurrence.hpp with decay::PerTokenChannel; the keys are a map of the log decays
+//   Size      two layers, of two code bases that share the core
 //
 // Core:   S_t = diag(exp(g_t)) S_{t-1} + (1 - exp(g_t)) v_t^T,   y_t = scale * q_t^T S_t
 // Layers: exp(g) = b + (1 - b) sigmoid(f)

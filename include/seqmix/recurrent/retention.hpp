@@ -3,6 +3,7 @@
 //   Source    Sun et al. 2023, arXiv:2307.08621, sections 2.1 and 2.2; microsoft/torchscale, MultiScaleRetention
 //   Glossary  L length   D channels   H heads   K, V key and value width of one head
 //   Engine    engine/linear_recurrence.hpp with decay::PerHead
+//   Size      a core, and a layer in the three forms of the paper
 //
 // Core:   S_t = gamma_h S_{t-1} + k_t v_t^T,   o_t = K^-0.5 q_t^T S_t
 // Layer:  y_t = W_o (act(W_g x_t) * concat_h rms(f_t o_t)), with q and k turned by their positions

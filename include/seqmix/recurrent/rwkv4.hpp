@@ -3,6 +3,7 @@
 //   Source    Peng et al. 2023, arXiv:2305.13048, sections 3.1 and 3.2; BlinkDL/RWKV-LM, RWKV-v4neo/math_demo/run.py
 //   Glossary  L length   D channels   C attention channels
 //   Engine    engine/scan.hpp with LogAverage
+//   Size      a core, a layer, and the state that both share
 //
 // Core:   y_t = (sum over s < t of e^((t - 1 - s) w + k_s) v_s + e^(u + k_t) v_t) / (the same sums without v)
 // Layer:  r, k, v = projections of x_t mixed with x_{t-1};   y_t = W_o (sigmoid(r_t) * wkv_t),   w = -exp(time_decay)

@@ -3,6 +3,7 @@
 //   Source    Peng et al. 2024, arXiv:2404.05892, section 4; BlinkDL/RWKV-LM, RWKV-v5/src/model.py
 //   Glossary  L length   D channels   H heads   K = V width of one head   C = H K attention channels
 //   Engine    engine/linear_recurrence.hpp with decay::PerChannel and readout::BeforeUpdate
+//   Size      a core, and the layer in its three versions
 //
 // Core:   y_t = r_t^T (S_{t-1} + diag(u) k_t v_t^T),   S_t = diag(exp(w)) S_{t-1} + k_t v_t^T
 // Layer:  r, k, v, g = projections of x_t mixed with x_{t-1};   y_t = W_o (group_norm(o_t) * silu(g_t))

@@ -3,6 +3,7 @@
 //   Source    Peng et al. 2024, arXiv:2404.05892, section 4; BlinkDL/RWKV-LM, RWKV-v5/src/model.py, RWKV_Tmix_x060
 //   Glossary  L length   D channels   H heads   K = V width of one head   C = H K   M, R ranks of the adjustments
 //   Engine    engine/linear_recurrence.hpp with decay::PerTokenChannel and readout::BeforeUpdate
+//   Size      a core, and a layer with five interpolations that depend on the input
 //
 // Core:   y_t = r_t^T (S_{t-1} + diag(u) k_t v_t^T),   S_t = diag(exp(w_t)) S_{t-1} + k_t v_t^T
 // Layer:  d_t = x_{t-1} - x_t,   z = tanh((x + d maa_x) W1),   x_i = x + d (maa_i + z_i W2_i)  for i in w, k, v, r, g

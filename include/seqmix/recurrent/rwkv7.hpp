@@ -3,6 +3,7 @@
 //   Source    Peng et al. 2025, arXiv:2503.14456; BlinkDL/RWKV-LM, RWKV-v7/rwkv_v7_demo.py, RWKV_Tmix_x070
 //   Glossary  L length   D channels   H heads   K, V key and value width of one head (K = V in the layer)   C = H K
 //   Engine    engine/linear_recurrence.hpp with decay::PerTokenChannel and delta::LowRank
+//   Size      a core, and a layer with six interpolations, four low-rank maps and a stream from another layer
 //
 // Core:   S_t = diag(exp(w_t)) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T,   y_t = r_t^T S_t
 // Layer:  x_i = x_t + (x_{t-1} - x_t) mix_i  for i in r, w, k, v, a, g

@@ -12,6 +12,7 @@
 //   Glossary  M queries   N keys, cached ones included   H query heads   Hk heads of keys and values
 //             d head_dim   dv value_dim
 //   Engine    engine/attention.hpp with BandMask, and DotScore or SoftcapScore, AlibiScore, KeyBiasScore
+//   Size      the core with and without a cache, every option of it, and layers of both directions
 //   Differs   a row without keys gives 0, not NaN; with more queries than keys the first rows have none
 #pragma once
 

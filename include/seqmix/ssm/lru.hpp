@@ -3,6 +3,7 @@
 //   Source    Orvieto et al. 2023, arXiv:2303.06349, section 3 and appendix A; NicolasZucchet/minimal-LRU, lru/model.py
 //   Glossary  L length   D channels   N states, complex
 //   Engine    engine/scan.hpp with ComplexDiagonal
+//   Size      the recurrence, and the layer around it
 //
 // Lru:       h_t = lambda h_{t-1} + exp(gamma_log) (B x_t),   y_t = Re(C h_t) + D x_t,
 //            lambda = exp(-exp(nu_log) + i exp(theta_log)), so |lambda| < 1 whatever is learned

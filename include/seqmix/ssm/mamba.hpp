@@ -4,6 +4,7 @@
 //   Glossary  L length   D channels   E = expand D inner channels   N states of a channel   R rank of the time constants
 //             W width of the convolution   G groups of channels that share B and C
 //   Engine    engine/scan_selective.hpp
+//   Size      a core with what the model fuses with it, and its layer
 //   Differs   as the authors' code does from the paper's equation 4: B is discretised by Euler's rule (d B), A exactly
 //
 // Core:   d = softplus(delta_t + delta_bias)

@@ -5,6 +5,7 @@
 //   Glossary  L length   D channels   H heads of P channels   N state size   G groups of heads that share B and C
 //   Engine    engine/linear_recurrence.hpp with decay::PerToken and readout::Weighted: C are the queries, B the keys, x the
 //             values, dt the weights
+//   Size      a core with what the models fuse with it, and two layers in one
 //
 // Core:   dt' = clamp(softplus(dt + dt_bias), least_dt, most_dt)
 //         S_t = exp(dt'_t A_h) S_{t-1} + dt'_t B_t x_t^T,   y_t = (C_t^T S_t + D x_t) silu(z_t)

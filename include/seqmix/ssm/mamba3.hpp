@@ -5,6 +5,7 @@
 //   Glossary  L length   D channels   H heads of P channels   N state size   G groups of heads that share B and C   R rank
 //             S angles
 //   Engine    engine/trapezoidal_recurrence.hpp, which has the equations of the core: C are the queries, B the keys
+//   Size      a core of many streams, and a layer that makes them out of one projection
 //
 // Layer:  z, x, B, C, dt, a, trapezoid, angle = W_in u;   key = rms(B) w_B, query = rms(C) w_C;   dt' = softplus(dt + bias)
 //         g = -max(f(a), least_rate) dt',  f(a) = 1 + a for a >= 0, else 1 / (1 - a)

@@ -4,6 +4,7 @@
 //             recurrentgemma/torch/layers.py and modules.py
 //   Glossary  L length   D channels   W width of the recurrence   H heads: diagonal blocks of the gates' maps
 //   Engine    engine/scan.hpp with RealDiagonal
+//   Size      the recurrence and the block around it, which both start anew at the starts of documents
 //   Differs   windows of the convolution never cross the start of a document, when decoding either
 //
 // RgLru:       log a_t = -8 sigmoid(W_a x_t + b_a) softplus(a_param),

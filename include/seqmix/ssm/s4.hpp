@@ -4,6 +4,7 @@
 //   Glossary  L length   H channels   N state size, of which M = N/2 complex modes are stored   c outputs of a channel
 //             n_ssm sets of modes: channel h has number h mod n_ssm   R rank
 //   Engine    engine/scan_low_rank.hpp
+//   Size      a core with its initialisation and discretisation, and what the layer needs of it
 //
 // Core:   A = diag(Lam) - P P^*,   Lam = -f(A_real) - i g(A_imag),   dt = exp(inv_dt)
 //         decay = (1 - dt/2 A)^-1 (1 + dt/2 A),   input = (1 - dt/2 A)^-1 dt B   (bilinear)

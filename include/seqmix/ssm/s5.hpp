@@ -3,6 +3,7 @@
 //   Source    Smith, Warrington, Linderman 2023, arXiv:2208.04933; lindermanlab/S5, s5/ssm.py, s5/layers.py, s5/ssm_init.py
 //   Glossary  L length   H channels   P modes, each stored; they may stand for pairs of conjugates
 //   Engine    engine/scan.hpp with ComplexDiagonal, between two projections
+//   Size      a core with its discretisations and initialisation, and a layer, both of them in one direction or both
 //
 // Core:   step = step_rescale exp(log_step);   decay, input = discretised Lambda, B (parts/state_space.hpp)
 //         s_t = decay s_{t-1} + input x_t,   y_t = k Re(C s_t) + D x_t,   k = 2 for pairs of conjugates, else 1
