@@ -116,6 +116,9 @@ void expect_input_output(std::string_view operation, Index channels, const Seque
 /// apply to all rows at once, so a batch of steps is a product of matrices. Long inputs are cut: no call to advance gets
 /// more than rows_per_pass rows, so that what it computes on the way stays in the caches, and scratch memory does not
 /// grow with the length.
+///
+/// An invalid argument is found before anything is written. Memory that runs out (std::bad_alloc) is not: the states of the
+/// call are then valid, but which rows they have seen is unspecified. A warm workspace and reserved states rule it out.
 template <class Derived, std::floating_point T>
 class RecurrentMixerBase {
  public:
