@@ -81,6 +81,13 @@ void check_all(const char* scalar) {
 TEST_CASE("naive references, float") { check_all<float>("float"); }
 TEST_CASE("naive references, double") { check_all<double>("double"); }
 
+TEST_CASE("no mixer draws weights for a configuration without channels") {
+  for (const MixerEntry& entry : mixer_registry()) {
+    INFO(entry.name);
+    CHECK(entry.setup(0)->refuses_empty_configuration());
+  }
+}
+
 TEST_CASE("every mixer has a naive reference") {
   for (const auto& entry : mixer_registry()) {
     INFO(entry.name);

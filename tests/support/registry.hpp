@@ -46,7 +46,9 @@
 #include <functional>
 #include <memory>
 #include <seqmix/core/random.hpp>
+#include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "any_mixer.hpp"
@@ -79,6 +81,7 @@ class MixerSetup {
   virtual TensorList weights() = 0;  ///< in double; changing them changes what is made from now on
   virtual std::unique_ptr<AnyMixer<float>> make_float() = 0;    ///< null where float is not tested
   virtual std::unique_ptr<AnyMixer<double>> make_double() = 0;  ///< null where double is not tested
+  virtual bool refuses_empty_configuration() const = 0;  ///< that is, random_weights of one without channels throws
   virtual bool has_reference() const = 0;
   virtual Matrix<double> reference(const Matrix<double>& x) const = 0;
 };
@@ -141,6 +144,16 @@ class SetupOf final : public MixerSetup {
     } else {
       return nullptr;
     }
+  }
+  bool refuses_empty_configuration() const override {
+    if constexpr (std::is_empty_v<typename Mixer<double>::Weights>) return true;  // a core: nothing to draw
+    Rng rng(test_seed);
+    try {
+      Mixer<double>::random_weights({}, rng);
+    } catch (const std::invalid_argument&) {
+      return true;
+    }
+    return false;
   }
   bool has_reference() const override { return referenced; }
   Matrix<double> reference([[maybe_unused]] const Matrix<double>& x) const override {

@@ -177,13 +177,18 @@ struct StateSpaceWeights {
   Matrix<T> p;               // of S4: [R n_ssm M, 2]
 };
 
-/// Throws std::invalid_argument unless the real tensors have the shapes that follow from `config`.
+/// Throws std::invalid_argument unless there are such systems.
+inline void expect_state_space(std::string_view operation, const StateSpaceConfig& config) {
+  expect(config.channels > 0 && config.modes > 0 && config.outputs > 0 && config.rank >= 0, operation, "config.modes",
+         "must be positive, as must channels");
+  expect_divides(operation, "config.copies", config.sets(), "channels", config.channels);
+}
+
+/// The same, and throws unless the real tensors have the shapes that follow from `config`.
 template <class T>
 void expect_state_space(std::string_view operation, const StateSpaceConfig& config,
                         const StateSpaceWeights<T>& weights) {
-  expect(config.channels > 0 && config.modes > 0 && config.outputs > 0, operation, "config.modes",
-         "must be positive, as must channels");
-  expect_divides(operation, "config.copies", config.sets(), "channels", config.channels);
+  expect_state_space(operation, config);
   expect_tensor(operation, "inv_dt", {config.channels}, weights.inv_dt);
   expect_tensor(operation, "A_real", {config.sets(), config.modes}, weights.a_real);
   expect_tensor(operation, "A_imag", {config.sets(), config.modes}, weights.a_imag);

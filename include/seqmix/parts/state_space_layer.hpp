@@ -101,6 +101,7 @@ class StateSpaceLayer : public RecurrentMixerBase<StateSpaceLayer<Core, way>, ty
 
   /// Those of the core, and a projection uniform in +-inputs^-1/2 as torch begins it.
   static Weights random_weights(const Config& config, Rng& rng) {
+    expect_state_space(name, config);
     Weights weights;
     weights.core = random_state_space<T>(config, rng, way);
     const Index D = config.channels, rows = D * (config.gated ? 2 : 1), inputs = D * config.outputs;

@@ -120,9 +120,9 @@ class Hgrn : public RecurrentMixerBase<Hgrn<T>, T> {
   };
 
   /// Packs the weights. Throws std::invalid_argument unless their shapes follow from `config`.
-  Hgrn(const Config& config, const Weights& weights) : config_(config), lower_bound_(Vector<T>::Zero(inner())) {
+  Hgrn(const Config& config, const Weights& weights)
+      : config_(checked(config)), lower_bound_(Vector<T>::Zero(inner())) {
     const Index D = config.channels, I = inner();
-    expect(D > 0 && I > 0, name, "config.channels", "must be positive, as must expand");
     expect_tensor(name, "i_proj.weight", {I, D}, weights.input);
     expect_tensor(name, "f_proj.weight", {I, D}, weights.forget);
     expect_tensor(name, "g_proj.weight", {I, D}, weights.gate);
@@ -140,7 +140,6 @@ class Hgrn : public RecurrentMixerBase<Hgrn<T>, T> {
                                  ConvolutionActivation::none);
     };
     if (config.convolve) {
-      expect(config.convolution_width > 0, name, "config.convolution_width", "must be positive");
       input_convolution_ = convolution("i", weights.input_convolution, weights.input_convolution_bias);
       forget_convolution_ = convolution("f", weights.forget_convolution, weights.forget_convolution_bias);
     }
@@ -151,6 +150,7 @@ class Hgrn : public RecurrentMixerBase<Hgrn<T>, T> {
 
   /// Projections and convolutions uniform in +-inputs^-1/2; no lower bounds; the norm's weight is 1.
   static Weights random_weights(const Config& config, Rng& rng) {
+    checked(config);
     const Index D = config.channels, I = config.expand * D, W = config.convolution_width;
     const double limit = std::pow(double(D), -0.5), taps = std::pow(double(W), -0.5);
     const auto bias = [&] {
@@ -212,6 +212,12 @@ class Hgrn : public RecurrentMixerBase<Hgrn<T>, T> {
   }
 
  private:
+  static const Config& checked(const Config& config) {
+    expect(config.channels > 0 && config.expand > 0, name, "config.channels", "must be positive, as must expand");
+    expect(!config.convolve || config.convolution_width > 0, name, "config.convolution_width", "must be positive");
+    return config;
+  }
+
   Index inner() const { return config_.expand * config_.channels; }
 
   Config config_;
@@ -270,9 +276,9 @@ class Hgru : public RecurrentMixerBase<Hgru<T, complex, way>, T> {
   };
 
   /// Packs the weights. Throws std::invalid_argument unless their shapes follow from `config`.
-  Hgru(const Config& config, const Weights& weights) : config_(config), lower_bound_(Vector<T>::Zero(config.channels)) {
+  Hgru(const Config& config, const Weights& weights)
+      : config_(checked(config)), lower_bound_(Vector<T>::Zero(config.channels)) {
     const Index D = config.channels, I = parts * D;
-    expect(D > 0, name, "config.channels", "must be positive");
     expect_tensor(name, "input_proj.weight", {I, D}, weights.input);
     expect_tensor(name, "lambda_proj.weight", {D, D}, weights.forget);
     expect_tensor(name, "gate.weight", {I, D}, weights.gate);
@@ -314,7 +320,7 @@ class Hgru : public RecurrentMixerBase<Hgru<T, complex, way>, T> {
 
   /// Projections and biases uniform in +-inputs^-1/2; phases 10000^(-2c/D); no lower bounds; the norm's weight is 1.
   static Weights random_weights(const Config& config, Rng& rng) {
-    const Index D = config.channels, I = parts * D;
+    const Index D = checked(config).channels, I = parts * D;
     const auto projection = [&](Index rows, Index columns) {
       return uniform_matrix<T>(rows, columns, std::pow(double(columns), -0.5), rng);
     };
@@ -400,6 +406,11 @@ class Hgru : public RecurrentMixerBase<Hgru<T, complex, way>, T> {
  private:
   static constexpr Index parts = complex ? 2 : 1;
   Shape state_shape() const { return {parts, config_.channels}; }
+
+  static const Config& checked(const Config& config) {
+    expect(config.channels > 0, name, "config.channels", "must be positive");
+    return config;
+  }
 
   /// Projections, gate and norm around recur(input, forget, output).
   template <class Recur>

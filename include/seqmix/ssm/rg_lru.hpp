@@ -105,9 +105,8 @@ class RgLru : public detail::DocumentMixer<RgLru<T>, RecurrentMixerBase<RgLru<T>
 
   /// Packs the weights. Throws std::invalid_argument unless heads divides channels and the shapes of `weights` follow from
   /// `config`.
-  RgLru(const Config& config, const Weights& weights) : config_(config) {
+  RgLru(const Config& config, const Weights& weights) : config_(checked(config)) {
     const Index W = config.channels, H = config.heads;
-    expect_divides(name, "config.heads", H, "channels", W);
     const Index K = W / H;
     expect_tensor(name, "a_param", {W}, weights.decay);
     expect_tensor(name, "input_gate.w", {W, K}, weights.input_gate);
@@ -129,7 +128,7 @@ class RgLru : public detail::DocumentMixer<RgLru<T>, RecurrentMixerBase<RgLru<T>
 
   /// Decays that keep between 0.9 and 0.999 of the state where softplus(a_param) is not scaled, as the authors have it.
   static Weights random_weights(const Config& config, Rng& rng) {
-    const Index W = config.channels, H = config.heads, K = H > 0 ? W / H : 0;
+    const Index W = checked(config).channels, H = config.heads, K = W / H;
     Weights weights;
     weights.decay = Vector<T>::NullaryExpr(W, [&] {
       const double a = std::sqrt(rng.uniform(0.9 * 0.9, 0.999 * 0.999));
@@ -194,6 +193,11 @@ class RgLru : public detail::DocumentMixer<RgLru<T>, RecurrentMixerBase<RgLru<T>
   }
 
  private:
+  static const Config& checked(const Config& config) {
+    expect_divides(name, "config.heads", config.heads, "channels", config.channels);
+    return config;
+  }
+
   Config config_;
   Vector<T> rate_;                                  // [W], -8 softplus(a_param)
   std::vector<Linear<T>> input_gate_, decay_gate_;  // one for each head

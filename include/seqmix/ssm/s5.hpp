@@ -63,8 +63,8 @@ class S5Core {
   /// from `config`.
   S5Core(std::string_view operation, const Config& config, const Weights& weights, Direction direction)
       : modes_(config.modes), d_(weights.d) {
+    check(operation, config);
     const Index H = config.channels, P = config.modes;
-    expect(H > 0 && P > 0, operation, "config.modes", "must be positive, as must channels");
     expect_tensor(operation, "Lambda_re", {P}, weights.lambda_real);
     expect_tensor(operation, "Lambda_im", {P}, weights.lambda_imag);
     expect_tensor(operation, "log_step", {P}, weights.log_step);
@@ -98,7 +98,8 @@ class S5Core {
 
   /// The authors': Lambda the eigenvalues of the normal part of HiPPO-LegS, in each block; B and C random in the basis before
   /// diagonalisation, log_step uniform between those of 1e-3 and 0.1, D normal.
-  static Weights random_weights(const Config& config, Rng& rng, Direction direction) {
+  static Weights random_weights(std::string_view operation, const Config& config, Rng& rng, Direction direction) {
+    check(operation, config);
     const Index H = config.channels, P = config.modes, stored = P / config.blocks;
     const Index states = stored * (config.conjugates ? 2 : 1);
     const LegendreModes legendre(states, stored);
@@ -161,6 +162,11 @@ class S5Core {
   }
 
  private:
+  static void check(std::string_view operation, const Config& config) {
+    expect(config.channels > 0, operation, "config.channels", "must be positive");
+    expect_divides(operation, "config.blocks", config.blocks, "modes", config.modes);
+  }
+
   /// The states after every token, [L, 2 P].
   Sequence<T> scanned(ConstSequence<T> x, Sequence<T> state, Workspace& workspace) const {
     const auto states = input_.apply(x, workspace);
@@ -254,7 +260,7 @@ class S5 : public RecurrentMixerBase<S5<T, way>, T> {
   static Weights random_weights(const Config& config, Rng& rng) {
     const Index H = config.channels;
     Weights weights;
-    weights.core = S5Core<T>::random_weights(config, rng, way);
+    weights.core = S5Core<T>::random_weights(name, config, rng, way);
     const auto dense = [&](Matrix<T>& kernel, Vector<T>& bias) {
       kernel = normal_matrix<T>(H, H, std::pow(double(H), -0.5), rng);
       bias = Vector<T>::Zero(H);
