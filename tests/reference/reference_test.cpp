@@ -84,7 +84,7 @@ TEST_CASE("naive references, double") { check_all<double>("double"); }
 TEST_CASE("no mixer draws weights for a configuration without channels") {
   for (const MixerEntry& entry : mixer_registry()) {
     INFO(entry.name);
-    CHECK(entry.setup(0)->refuses_empty_configuration());
+    CHECK(entry.setup(0)->refuses_no_channels());
   }
 }
 

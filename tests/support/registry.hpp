@@ -81,7 +81,7 @@ class MixerSetup {
   virtual TensorList weights() = 0;  ///< in double; changing them changes what is made from now on
   virtual std::unique_ptr<AnyMixer<float>> make_float() = 0;    ///< null where float is not tested
   virtual std::unique_ptr<AnyMixer<double>> make_double() = 0;  ///< null where double is not tested
-  virtual bool refuses_empty_configuration() const = 0;  ///< that is, random_weights of one without channels throws
+  virtual bool refuses_no_channels() const = 0;  ///< whether random_weights does, where a configuration has channels
   virtual bool has_reference() const = 0;
   virtual Matrix<double> reference(const Matrix<double>& x) const = 0;
 };
@@ -145,15 +145,19 @@ class SetupOf final : public MixerSetup {
       return nullptr;
     }
   }
-  bool refuses_empty_configuration() const override {
-    if constexpr (std::is_empty_v<typename Mixer<double>::Weights>) return true;  // a core: nothing to draw
-    Rng rng(test_seed);
-    try {
-      Mixer<double>::random_weights({}, rng);
-    } catch (const std::invalid_argument&) {
-      return true;
+  bool refuses_no_channels() const override {
+    typename Mixer<double>::Config config = chosen_.config;
+    // A core has nothing to draw.
+    if constexpr (!std::is_empty_v<typename Mixer<double>::Weights> && requires { config.channels = 0; }) {
+      config.channels = 0;
+      Rng rng(test_seed);
+      try {
+        Mixer<double>::random_weights(config, rng);
+        return false;
+      } catch (const std::invalid_argument&) {
+      }
     }
-    return false;
+    return true;
   }
   bool has_reference() const override { return referenced; }
   Matrix<double> reference([[maybe_unused]] const Matrix<double>& x) const override {

@@ -226,12 +226,11 @@ class Hgru2 : public RecurrentMixerBase<Hgru2<T>, T> {
   /// Packs the weights. Throws std::invalid_argument unless head_dim divides channels and the shapes of `weights` follow
   /// from `config`.
   Hgru2(const Config& config, const Weights& weights)
-      : config_(config),
+      : config_(checked(config)),
         lower_bound_(weights.lower_bound),
         norm_weight_(weights.norm_weight),
         norm_bias_(weights.norm_bias) {
     const Index D = config.channels;
-    expect_divides(name, "config.head_dim", config.head_dim, "channels", D);
     expect_tensor(name, "in_proj.weight", {3 * D, D}, weights.input);
     expect_tensor(name, "out_proj.weight", {D, D}, weights.output);
     if (config.bias) expect_tensor(name, "in_proj.bias", {3 * D}, weights.input_bias);
@@ -245,7 +244,7 @@ class Hgru2 : public RecurrentMixerBase<Hgru2<T>, T> {
 
   /// Projections and biases uniform in +-D^-1/2; no lower bounds; the norm's weight is 1.
   static Weights random_weights(const Config& config, Rng& rng) {
-    const Index D = config.channels;
+    const Index D = checked(config).channels;
     const double limit = std::pow(double(D), -0.5);
     return {uniform_matrix<T>(3 * D, D, limit, rng),
             uniform_vector<T>(config.bias ? 3 * D : 0, -limit, limit, rng),
@@ -289,6 +288,11 @@ class Hgru2 : public RecurrentMixerBase<Hgru2<T>, T> {
   }
 
  private:
+  static const Config& checked(const Config& config) {
+    expect_divides(name, "config.head_dim", config.head_dim, "channels", config.channels);
+    return config;
+  }
+
   Shape memory_shape() const { return {channels() / config_.head_dim, config_.head_dim, config_.head_dim}; }
 
   Config config_;
