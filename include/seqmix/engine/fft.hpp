@@ -1,0 +1,345 @@
+// The Fourier transform behind long convolutions: real sequences of many channels, which lie in SIMD lanes.
+//
+//   X[k] = sum over n < N of x[n] e^{i pi n / 2N} e^{-2 pi i k n / N},   N a power of two
+//
+//   Glossary  N length of a transform   W lanes   point: W real parts, then W imaginary ones
+//   Source    weights: Crandall and Fagin 1994, "Discrete weighted transforms and large-integer arithmetic"; order of
+//             the passes: Gentleman and Sande 1966; depth first: Frigo et al. 1999, "Cache-oblivious algorithms"
+//
+// The weights e^{i pi n / 2N} make a transform of length N do what one of length 2N does for an input padded with
+// zeros: what a product of two spectra carries past the end comes back times i. So N real numbers in and out cost one
+// complex transform of N, none of whose points is zero, and no pairing of conjugates ("right-angle convolution").
+//
+// Forward is decimation in frequency, inverse decimation in time, so spectra stay in the order that the former leaves
+// (`frequency` says which) and nothing is ever reordered. The first pass reads real rows where they are and has the
+// weights merged into its twiddle factors; the last writes real rows. Between them passes go depth first, and the
+// product with a spectrum is taken at the bottom, in registers: what fits a level of cache is loaded into it once.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cassert>
+#include <cmath>
+#include <cstddef>
+#include <numbers>
+#include <seqmix/core/buffer.hpp>
+#include <seqmix/core/view.hpp>
+#include <seqmix/simd/batch.hpp>
+
+namespace seqmix::inline SEQMIX_ARCH {
+
+namespace detail {
+
+/// One complex number for each lane.
+template <class T>
+struct Point {
+  Batch<T> real, imag;
+
+  static SEQMIX_ALWAYS_INLINE Point at(const T* source) { return {load(source), load(source + lanes<T>)}; }
+  SEQMIX_ALWAYS_INLINE void put(T* destination) const {
+    store(destination, real);
+    store(destination + lanes<T>, imag);
+  }
+  friend SEQMIX_ALWAYS_INLINE Point operator+(Point a, Point b) { return {a.real + b.real, a.imag + b.imag}; }
+  friend SEQMIX_ALWAYS_INLINE Point operator-(Point a, Point b) { return {a.real - b.real, a.imag - b.imag}; }
+  /// this + i b, this - i b.
+  SEQMIX_ALWAYS_INLINE Point plus_i(Point b) const { return {real - b.imag, imag + b.real}; }
+  SEQMIX_ALWAYS_INLINE Point minus_i(Point b) const { return {real + b.imag, imag - b.real}; }
+  /// Times w, times its conjugate.
+  SEQMIX_ALWAYS_INLINE Point times(Point w) const {
+    return {fms(real, w.real, imag * w.imag), fma(real, w.imag, imag * w.real)};
+  }
+  SEQMIX_ALWAYS_INLINE Point times_conjugate(Point w) const {
+    return {fma(real, w.real, imag * w.imag), fms(imag, w.real, real * w.imag)};
+  }
+  /// The same number in all lanes.
+  static SEQMIX_ALWAYS_INLINE Point broadcast_of(const T* w) { return {Batch<T>(w[0]), Batch<T>(w[1])}; }
+};
+
+/// Four points become their transform: a[k] = sum over q of a[q] (-i)^{k q}, or i^{k q} if inverse.
+template <bool inverse, class T>
+SEQMIX_ALWAYS_INLINE void transform_four(Point<T> (&a)[4]) {
+  const Point<T> even = a[0] + a[2], even_difference = a[0] - a[2], odd = a[1] + a[3], odd_difference = a[1] - a[3];
+  a[0] = even + odd;
+  a[2] = even - odd;
+  a[inverse ? 3 : 1] = even_difference.minus_i(odd_difference);
+  a[inverse ? 1 : 3] = even_difference.plus_i(odd_difference);
+}
+
+}  // namespace detail
+
+/// Rows of W numbers that a transform reads or writes: `count` of them, `stride` elements apart.
+template <class T>
+struct LaneRows {
+  T* data;
+  Index count, stride;
+};
+
+/// The transform of a length, with its twiddle factors. Rows beyond those given are zeros, or not written.
+///
+/// Error of a spectrum, and of a convolution: at most 4 eps log2(N) of its norm.
+template <std::floating_point T>
+class RightAngleTransform {
+ public:
+  static constexpr Index width = lanes<T>;
+  static constexpr Index shortest = 16;
+
+  /// Length 0; nothing may be called.
+  RightAngleTransform() = default;
+
+  /// For at least `rows` rows: the next power of two, at least 16. Allocates; O(N) time and memory.
+  explicit RightAngleTransform(Index rows) : length_(padded_length(rows)) {
+    const auto put = [](T* to, double angle) {
+      to[0] = T(std::cos(angle));
+      to[1] = T(std::sin(angle));
+    };
+    const Index quarter = length_ / 4;
+    outer_.resize(std::size_t(8 * quarter));
+    for (Index j = 0; j < quarter; ++j) {
+      for (Index k = 0; k < 4; ++k) {
+        put(outer_.data() + 8 * j + 2 * k, pi * (0.5 - 2 * double(k)) * double(j) / double(length_));
+      }
+    }
+    for (Index n = quarter; n >= 16; n /= 4) {
+      const std::size_t begin = inner_.size();
+      inner_.resize(begin + std::size_t(6 * (n / 4)));
+      for (Index j = 0; j < n / 4; ++j) {
+        for (Index k = 1; k < 4; ++k) {
+          put(inner_.data() + begin + 6 * j + 2 * (k - 1), -2 * pi * double(k * j) / double(n));
+        }
+      }
+    }
+  }
+
+  /// The length that a transform for `rows` rows has.
+  static Index padded_length(Index rows) {
+    return std::max(shortest, Index(std::bit_ceil(static_cast<std::size_t>(std::max(rows, Index(1))))));
+  }
+
+  Index length() const { return length_; }
+
+  /// Numbers of a spectrum: N points.
+  Index spectrum_size() const { return 2 * width * length_; }
+
+  /// The k that a place of a spectrum, 0 .. N - 1, belongs to.
+  Index frequency(Index place) const {
+    Index k = 0, factor = 1;
+    for (Index n = length_; n > 1;) {
+      const Index radix = n == 8 ? 2 : 4;
+      n /= radix;
+      k += factor * (place / n);
+      factor *= radix;
+      place %= n;
+    }
+    return k;
+  }
+
+  /// x [any number up to N, W] to its spectrum [N, 2, W]. O(N log N) time, allocates nothing.
+  void forward(LaneRows<const T> x, T* spectrum) const {
+    read_rows(x, spectrum);
+    const Index quarter = length_ / 4;
+    for (Index q = 0; q < 4; ++q) {
+      descend<false>(spectrum + q * quarter * point, quarter, inner_.data(), nullptr);
+    }
+  }
+
+  /// y[n] becomes, or if `add` grows by, the sum over l of filter[n - l] x[l], where `spectrum` is that of a filter by
+  /// `combine`: the real part of the inverse transform of the transform of x times the spectrum. `points` [N, 2, W] is
+  /// scratch. x and y may be the same rows. O(N log N) time, allocates nothing.
+  template <bool add = false>
+  void convolve(LaneRows<const T> x, const T* spectrum, LaneRows<T> y, T* points) const {
+    read_rows(x, points);
+    const Index quarter = length_ / 4;
+    for (Index q = 0; q < 4; ++q) {
+      descend<true>(points + q * quarter * point, quarter, inner_.data(), spectrum + q * quarter * point);
+    }
+    write_rows<add>(points, y);
+  }
+
+  /// Makes the spectrum of a filter, over N, from the transforms of its two sides: `spectrum` is the transform of the
+  /// taps at lags n = 0 .. N - 1; `before`, unless null, that of the taps at lags n - N in place n, and 0 in place 0.
+  /// (A step of N in time is a factor i, so a tap at lag n - N is -i times one at lag n.)
+  void combine(T* spectrum, const T* before) const {
+    const Batch<T> scale(T(1) / T(length_));
+    for (Index n = 0; n < length_; ++n) {
+      Point to = Point::at(spectrum + n * point);
+      if (before != nullptr) to = to.minus_i(Point::at(before + n * point));
+      Point{to.real * scale, to.imag * scale}.put(spectrum + n * point);
+    }
+  }
+
+ private:
+  using Point = detail::Point<T>;
+  static constexpr Index point = 2 * width;
+  static constexpr double pi = std::numbers::pi;
+  // The weights of the quarters of a sequence are e^{i pi q / 8}.
+  static constexpr T cosine = T(0.92387953251128675613), sine = T(0.38268343236508977173);
+  static constexpr T diagonal = T(0.70710678118654752440);
+
+  /// Calls body(begin, end, rows, strides) for ranges of 0 .. N/4 - 1 in which the same quarters of the rows exist:
+  /// rows[q] is the first row of quarter q, or `none` with stride 0.
+  template <class Number, class Body>
+  SEQMIX_ALWAYS_INLINE void for_quarters(LaneRows<Number> rows, Number* none, const Body& body) const {
+    assert(rows.count >= 0 && rows.count <= length_);
+    const Index quarter = length_ / 4, whole = rows.count / quarter, rest = rows.count % quarter;
+    const auto range = [&](Index begin, Index end, Index present) SEQMIX_INLINE_LAMBDA {
+      Number* row[4];
+      Index stride[4];
+      for (Index q = 0; q < 4; ++q) {
+        row[q] = q < present ? rows.data + q * quarter * rows.stride : none;
+        stride[q] = q < present ? rows.stride : 0;
+      }
+      body(begin, end, row, stride);
+    };
+    if (rest > 0) range(0, rest, whole + 1);
+    range(rest, quarter, whole);
+  }
+
+  /// The first pass: real rows, times their weights, to points.
+  void read_rows(LaneRows<const T> x, T* points) const {
+    alignas(memory_alignment) static constexpr T zeros[width] = {};
+    const Index step = length_ / 4 * point;
+    const Batch<T> c(cosine), s(sine), d(diagonal);
+    const auto some = [&](Index begin, Index end, auto& row, auto& stride) SEQMIX_INLINE_LAMBDA {
+      for (Index j = begin; j < end; ++j) {
+        Batch<T> in[4];
+        unroll<4>([&](auto q) SEQMIX_INLINE_LAMBDA { in[q] = load(row[q] + j * stride[q]); });
+        // What transform_four does to in[q] e^{i pi q / 8}.
+        const Batch<T> second = in[2] * d, first_c = in[1] * c, first_s = in[1] * s;
+        const Point even{in[0] + second, second}, even_difference{in[0] - second, -second};
+        const Point odd{fma(in[3], s, first_c), fma(in[3], c, first_s)};
+        const Point odd_difference{fnma(in[3], s, first_c), fnma(in[3], c, first_s)};
+        const T* const w = outer_.data() + 8 * j;
+        T* const to = points + j * point;
+        (even + odd).times(Point::broadcast_of(w)).put(to);
+        even_difference.minus_i(odd_difference).times(Point::broadcast_of(w + 2)).put(to + step);
+        (even - odd).times(Point::broadcast_of(w + 4)).put(to + 2 * step);
+        even_difference.plus_i(odd_difference).times(Point::broadcast_of(w + 6)).put(to + 3 * step);
+      }
+    };
+    for_quarters(x, &zeros[0], some);
+  }
+
+  /// The last pass: points to the real parts of rows, over their weights.
+  template <bool add>
+  void write_rows(const T* points, LaneRows<T> y) const {
+    alignas(memory_alignment) T nowhere[width] = {};
+    const Index step = length_ / 4 * point;
+    const Batch<T> c(cosine), s(sine), d(diagonal);
+    const auto some = [&](Index begin, Index end, auto& row, auto& stride) SEQMIX_INLINE_LAMBDA {
+      for (Index j = begin; j < end; ++j) {
+        const T* const w = outer_.data() + 8 * j;
+        Point a[4];
+        unroll<4>([&](auto q) SEQMIX_INLINE_LAMBDA {
+          a[q] = Point::at(points + j * point + q * step).times_conjugate(Point::broadcast_of(w + 2 * q));
+        });
+        detail::transform_four<true>(a);
+        const Batch<T> out[4] = {a[0].real, fma(a[1].real, c, a[1].imag * s), (a[2].real + a[2].imag) * d,
+                                 fma(a[3].real, s, a[3].imag * c)};
+        unroll<4>([&](auto q) SEQMIX_INLINE_LAMBDA {
+          T* const to = row[q] + j * stride[q];
+          store(to, add ? load(to) + out[q] : out[q]);
+        });
+      }
+    };
+    for_quarters(y, &nowhere[0], some);
+  }
+
+  /// A pass of radix 4 over n points.
+  static void pass_forward(T* points, Index n, const T* twiddles) {
+    const Index step = n / 4 * point;
+    for (Index j = 0; j < n / 4; ++j) {
+      T* const at = points + j * point;
+      Point a[4];
+      unroll<4>([&](auto q) SEQMIX_INLINE_LAMBDA { a[q] = Point::at(at + q * step); });
+      detail::transform_four<false>(a);
+      a[0].put(at);
+      unroll<3>([&](auto q) SEQMIX_INLINE_LAMBDA {
+        a[q + 1].times(Point::broadcast_of(twiddles + 6 * j + 2 * q)).put(at + (q + 1) * step);
+      });
+    }
+  }
+  static void pass_inverse(T* points, Index n, const T* twiddles) {
+    const Index step = n / 4 * point;
+    for (Index j = 0; j < n / 4; ++j) {
+      T* const at = points + j * point;
+      Point a[4];
+      a[0] = Point::at(at);
+      unroll<3>([&](auto q) SEQMIX_INLINE_LAMBDA {
+        a[q + 1] = Point::at(at + (q + 1) * step).times_conjugate(Point::broadcast_of(twiddles + 6 * j + 2 * q));
+      });
+      detail::transform_four<true>(a);
+      unroll<4>([&](auto q) SEQMIX_INLINE_LAMBDA { a[q].put(at + q * step); });
+    }
+  }
+
+  /// A pass of radix 2 over 8 points; e^{-i pi / 4} and its powers are the twiddle factors.
+  template <bool inverse>
+  SEQMIX_ALWAYS_INLINE static void pass_eight(T* points) {
+    const Batch<T> d(diagonal);
+    unroll<4>([&](auto j) SEQMIX_INLINE_LAMBDA {
+      T* const low = points + j * point;
+      T* const high = low + 4 * point;
+      const auto turn = [&](Point a) SEQMIX_INLINE_LAMBDA -> Point {
+        if (j == 0) return a;
+        if (j == 2) return inverse ? Point{-a.imag, a.real} : Point{a.imag, -a.real};
+        const Batch<T> sum = (a.real + a.imag) * d, difference = (a.imag - a.real) * d;
+        if (j == 1) return inverse ? Point{-difference, sum} : Point{sum, difference};
+        return inverse ? Point{-sum, -difference} : Point{difference, -sum};
+      };
+      if constexpr (inverse) {
+        const Point a = Point::at(low), b = turn(Point::at(high));
+        (a + b).put(low);
+        (a - b).put(high);
+      } else {
+        const Point a = Point::at(low), b = Point::at(high);
+        (a + b).put(low);
+        turn(a - b).put(high);
+      }
+    });
+  }
+
+  /// The last four points; times the spectrum and back if `product`.
+  template <bool product>
+  SEQMIX_ALWAYS_INLINE static void transform_leaf(T* points, const T* spectrum) {
+    Point a[4];
+    unroll<4>([&](auto q) SEQMIX_INLINE_LAMBDA { a[q] = Point::at(points + q * point); });
+    detail::transform_four<false>(a);
+    if constexpr (product) {
+      unroll<4>([&](auto q) SEQMIX_INLINE_LAMBDA { a[q] = a[q].times(Point::at(spectrum + q * point)); });
+      detail::transform_four<true>(a);
+    }
+    unroll<4>([&](auto q) SEQMIX_INLINE_LAMBDA { a[q].put(points + q * point); });
+  }
+
+  /// Transforms n points, and if `product` multiplies them and transforms them back. `twiddles` begin with those of n.
+  template <bool product>
+  static void descend(T* points, Index n, const T* twiddles, const T* spectrum) {
+    if (n == 4) return transform_leaf<product>(points, spectrum);
+    if (n == 8) {
+      pass_eight<false>(points);
+      transform_leaf<product>(points, spectrum);
+      transform_leaf<product>(points + 4 * point, product ? spectrum + 4 * point : nullptr);
+      if constexpr (product) pass_eight<true>(points);
+      return;
+    }
+    const Index quarter = n / 4;
+    pass_forward(points, n, twiddles);
+    for (Index q = 0; q < 4; ++q) {
+      const Index begin = q * quarter * point;
+      const T* const part = product ? spectrum + begin : nullptr;
+      if (n == 16) {  // no call for four points
+        transform_leaf<product>(points + begin, part);
+      } else {
+        descend<product>(points + begin, quarter, twiddles + 6 * quarter, part);
+      }
+    }
+    if constexpr (product) pass_inverse(points, n, twiddles);
+  }
+
+  Index length_ = 0;
+  Buffer<T> outer_;  // [N/4][4][real, imaginary]: e^{i pi j (1/2 - 2 k) / N}
+  Buffer<T> inner_;  // for n = N/4, N/16 .. at least 16: [n/4][k = 1, 2, 3][real, imaginary]: e^{-2 pi i k j / n}
+};
+
+}  // namespace seqmix::inline SEQMIX_ARCH
