@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <seqmix/core/view.hpp>
@@ -268,6 +269,13 @@ inline Work gated_scan(Index length, Index channels) {
 /// the input's factor merged into the output's.
 inline Work diagonal_system(Index length, Index channels, Index states) {
   return double(length * channels) * Work{.flops = 12 * double(states), .streamed_bytes = 4 * 2};
+}
+
+/// A convolution with filters as long as the sequence, by Fourier transforms: one of 2 L real numbers and one back, at
+/// 5/2 n log2(n) operations each for n real numbers; the spectra stream.
+inline Work long_convolution(Index length, Index channels) {
+  const double L = double(length);
+  return double(channels) * Work{.flops = 2 * 2.5 * 2 * L * std::log2(2 * L), .streamed_bytes = 4 * 4 * L};
 }
 
 /// x [rows, inputs] times a weight matrix [outputs, inputs]: the weights stay in cache, the rows stream.

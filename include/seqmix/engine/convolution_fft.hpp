@@ -96,7 +96,26 @@ class LongConvolution {
 
   /// Convolves x [L, H] into y [L', c H], for L and L' up to length(): x is followed by zeros. x and y may not overlap.
   /// O(c H N log N) time on all threads of the workspace; allocates nothing once it is warm.
-  void run(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+  void run(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const { convolve<false>(x, y, workspace); }
+
+  /// The same, added to what y holds.
+  void add(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const { convolve<true>(x, y, workspace); }
+
+  /// Makes the workspace warm for whatever sequences on the serial executor.
+  void reserve(Workspace& workspace) const {
+    const auto frame = workspace.frame();
+    workspace.take<T>(transform_.spectrum_size());
+    workspace.take<T>(longest_ * width);
+  }
+
+ private:
+  static constexpr Index width = lanes<T>;
+
+  Index vectors() const { return (channels_ + width - 1) / width; }
+  Index lanes_of(Index v) const { return std::min(width, channels_ - v * width); }
+
+  template <bool add>
+  void convolve(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
     assert(x.channels() == channels_ && y.channels() == outputs());
     assert(x.length() <= longest_ && y.length() <= longest_);
     if (y.length() == 0) return;
@@ -107,22 +126,21 @@ class LongConvolution {
       const T* const from = x.data() + v * width;
       T* const to = y.data() + j * channels_ + v * width;
       if (count == width) {
-        transform_.convolve({from, x.length(), x.stride()}, spectrum, {to, y.length(), y.stride()}, points);
+        transform_.template convolve<add>({from, x.length(), x.stride()}, spectrum, {to, y.length(), y.stride()},
+                                          points);
         return;
       }
       // Registers that the channels don't fill: whole rows in scratch.
       T* const rows = local.take<T>(std::max(x.length(), y.length()) * width).data();
       for (Index t = 0; t < x.length(); ++t) store(rows + t * width, load_partial(from + t * x.stride(), count));
       transform_.convolve({rows, x.length(), width}, spectrum, {rows, y.length(), width}, points);
-      for (Index t = 0; t < y.length(); ++t) store_partial(to + t * y.stride(), load(rows + t * width), count);
+      for (Index t = 0; t < y.length(); ++t) {
+        T* const row = to + t * y.stride();
+        const Batch<T> sum = load(rows + t * width);
+        store_partial(row, add ? load_partial(row, count) + sum : sum, count);
+      }
     });
   }
-
- private:
-  static constexpr Index width = lanes<T>;
-
-  Index vectors() const { return (channels_ + width - 1) / width; }
-  Index lanes_of(Index v) const { return std::min(width, channels_ - v * width); }
 
   template <class Filter>
   static Index outputs_of(std::string_view operation, Index channels, std::string_view name, const Filter& filter) {

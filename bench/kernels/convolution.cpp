@@ -1,0 +1,174 @@
+// Causal convolutions with filters as long as the sequence, by Fourier transforms: at once, one token at a time, and by
+// FFTW where the machine has it. Spectra are prepared beforehand.
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <seqmix/engine/convolution_fft.hpp>
+#include <seqmix/engine/convolution_streaming.hpp>
+#include <string>
+#include <type_traits>
+
+#include "support/data.hpp"
+
+#ifdef SEQMIX_HAVE_FFTW
+#include <fftw3.h>
+#endif
+
+namespace seqmix::bench {
+namespace {
+
+/// Numbers like the values of a model, and filters [channels, length] that fade.
+struct Inputs {
+  Inputs(Index length, Index channels)
+      : x(length, 1, channels, -1, 1, rng), y(length, 1, channels), filter(channels, length) {
+    for (Index h = 0; h < channels; ++h) {
+      for (Index l = 0; l < length; ++l) {
+        filter(h, l) = float(rng.uniform(-1, 1) * std::exp(-3 * double(l) / double(length)));
+      }
+    }
+  }
+  /// Throws WrongResult unless `output(t, h)` is the convolution.
+  template <class Output>
+  void check(const Output& output) const {
+    Comparison comparison;
+    for (const Index h : {Index(0), x.flat().channels() - 1}) {
+      for (const Index t : sampled_rows(x.flat().length())) {
+        double sum = 0;
+        for (Index l = 0; l <= t; ++l) sum += double(filter(h, l)) * double(x.flat()(t - l, h));
+        const float given = output(t, h);
+        comparison.add(&given, &sum, 1);
+      }
+    }
+    comparison.expect_within(1e-5, "the long convolution");
+  }
+  Rng rng{3};
+  Tensor x, y;
+  Matrix<float> filter;
+};
+
+Case case_of(Index length, Index channels) {
+  Case result;
+  result.work = work::long_convolution(length, channels);
+  result.tokens = length;
+  return result;
+}
+
+Case transforms(Index length, Index channels, int threads) {
+  struct Data : Inputs {
+    Data(Index of_length, Index of_channels, int of_threads)
+        : Inputs(of_length, of_channels),
+          convolution(LongConvolution<float>::causal("convolution", of_channels, of_length, filter)),
+          workspace(executor(of_threads)) {}
+    LongConvolution<float> convolution;
+    Workspace workspace;
+  };
+  const auto data = std::make_shared<Data>(length, channels, threads);
+  Case result = case_of(length, channels);
+  result.run = [=] { data->convolution.run(data->x.flat(), data->y.flat(), data->workspace); };
+  result.check = [=] { data->check([&](Index t, Index h) { return data->y.flat()(t, h); }); };
+  result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
+  return result;
+}
+
+/// One token after the other; the work is that of the whole sequence at once.
+Case streaming(Index length, Index channels, int threads) {
+  struct Data : Inputs {
+    Data(Index of_length, Index of_channels, int of_threads)
+        : Inputs(of_length, of_channels), convolution("convolution", filter), workspace(executor(of_threads)) {}
+    StreamingConvolution<float> convolution;
+    StreamingConvolution<float>::State state;
+    Workspace workspace;
+  };
+  const auto data = std::make_shared<Data>(length, channels, threads);
+  Case result = case_of(length, channels);
+  result.prepare = [=] { data->state = data->convolution.initial_state(); };
+  result.run = [=] { data->convolution.run(data->state, data->x.flat(), data->y.flat(), data->workspace); };
+  result.check = [=] { data->check([&](Index t, Index h) { return data->y.flat()(t, h); }); };
+  result.state_bytes = Index(2 * data->convolution.initial_state().inputs.size() * sizeof(float));
+  result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
+  return result;
+}
+
+#ifdef SEQMIX_HAVE_FFTW
+/// One channel after the other, [channels, length], which is what FFTW is quickest at: its strided plans take several
+/// times as long. Scratch stays in cache.
+Case fftw(Index length, Index channels) {
+  struct Data : Inputs {
+    Data(Index of_length, Index of_channels)
+        : Inputs(of_length, of_channels),
+          length(of_length),
+          channels(of_channels),
+          rows(Matrix<float>::Zero(channels, length)),
+          convolved(rows),
+          spectra(std::size_t(2 * channels * bins())),
+          numbers(std::size_t(2 * length)),
+          spectrum(std::size_t(2 * bins())),
+          forward(fftwf_plan_dft_r2c_1d(int(2 * length), numbers.data(), complex(spectrum.data()), FFTW_MEASURE)),
+          inverse(fftwf_plan_dft_c2r_1d(int(2 * length), complex(spectrum.data()), numbers.data(), FFTW_MEASURE)) {
+      for (Index h = 0; h < channels; ++h) {
+        for (Index t = 0; t < length; ++t) rows(h, t) = x.flat()(t, h);
+        load(filter.row(h).data());
+        fftwf_execute(forward.get());
+        for (Index i = 0; i < 2 * bins(); ++i) {
+          spectra[std::size_t(2 * h * bins() + i)] = spectrum[std::size_t(i)] / float(2 * length);
+        }
+      }
+    }
+    Index bins() const { return length + 1; }
+    static fftwf_complex* complex(float* data) { return reinterpret_cast<fftwf_complex*>(data); }
+    void load(const float* row) {
+      std::copy_n(row, length, numbers.begin());
+      std::fill(numbers.begin() + length, numbers.end(), 0.0f);
+    }
+    void run() {
+      for (Index h = 0; h < channels; ++h) {
+        load(rows.row(h).data());
+        fftwf_execute(forward.get());
+        const float* const by = spectra.data() + 2 * h * bins();
+        float* const to = spectrum.data();
+        for (Index k = 0; k < 2 * bins(); k += 2) {
+          const float real = to[k] * by[k] - to[k + 1] * by[k + 1];
+          to[k + 1] = to[k] * by[k + 1] + to[k + 1] * by[k];
+          to[k] = real;
+        }
+        fftwf_execute(inverse.get());
+        std::copy_n(numbers.begin(), length, convolved.row(h).data());
+      }
+    }
+    struct Destroy {
+      void operator()(fftwf_plan plan) const { fftwf_destroy_plan(plan); }
+    };
+    using Plan = std::unique_ptr<std::remove_pointer_t<fftwf_plan>, Destroy>;
+    Index length, channels;
+    Matrix<float> rows, convolved;
+    Buffer<float> spectra, numbers, spectrum;
+    Plan forward, inverse;
+  };
+  const auto data = std::make_shared<Data>(length, channels);
+  Case result = case_of(length, channels);
+  result.run = [=] { data->run(); };
+  result.check = [=] { data->check([&](Index t, Index h) { return data->convolved(h, t); }); };
+  return result;
+}
+#endif
+
+const bool registered = [] {
+  for (const Index channels : {64, 768}) {
+    for (const Index length : {1024, 8192, 65536}) {
+      const std::string sizes = "/channels:" + std::to_string(channels) + "/length:" + std::to_string(length);
+      add_benchmark("kernel/convolution/long" + sizes,
+                    [=](int threads) { return transforms(length, channels, threads); });
+#ifdef SEQMIX_HAVE_FFTW
+      add_benchmark("kernel/convolution/long_fftw" + sizes, 1, [=] { return fftw(length, channels); });
+#endif
+    }
+  }
+  for (const Index length : {4096, 65536}) {
+    add_benchmark("kernel/convolution/streaming/channels:64/length:" + std::to_string(length),
+                  [=](int threads) { return streaming(length, 64, threads); });
+  }
+  return true;
+}();
+
+}  // namespace
+}  // namespace seqmix::bench
