@@ -57,24 +57,24 @@ Case diagonal_system(Index length, Index channels, Index states, int threads) {
         : input(of_length, 1, of_channels, -1, 1, rng),
           output(of_length, 1, of_channels),
           state(2, of_channels, of_states),
-          decay(random(of_channels, of_states)),
+          change(random(of_channels, of_states)),
           write(random(of_channels, of_states)),
           read(random(of_channels, of_states)),
           workspace(executor(of_threads)) {
       for (Index h = 0; h < of_channels; ++h) {
         for (Index n = 0; n < of_states; ++n) {
           const auto a = std::polar(std::exp(rng.uniform(-0.1, -1e-3)), rng.uniform(-3, 3));
-          decay.real(h, n) = float(a.real()), decay.imag(h, n) = float(a.imag());
+          change.real(h, n) = float(a.real() - 1), change.imag(h, n) = float(a.imag());
         }
       }
-      system = DiagonalSystem<float, true>("diagonal_system", decay, write, read, {});
+      system = DiagonalSystem<float, true>("diagonal_system", change, write, read, {});
     }
     ComplexMatrix<float> random(Index rows, Index columns) {
       return {normal_matrix<float>(rows, columns, 1, rng), normal_matrix<float>(rows, columns, 1, rng)};
     }
     Rng rng{3};
     Tensor input, output, state;
-    ComplexMatrix<float> decay, write, read;
+    ComplexMatrix<float> change, write, read;
     DiagonalSystem<float, true> system;
     Workspace workspace;
   };
@@ -93,7 +93,7 @@ Case diagonal_system(Index length, Index channels, Index states, int threads) {
         double sum = 0;
         for (Index n = 0; n < states; ++n) {
           auto& state = s[std::size_t(n)];
-          state = at(data->decay, h, n) * state + at(data->write, h, n) * double(data->input.flat()(t, h));
+          state += at(data->change, h, n) * state + at(data->write, h, n) * double(data->input.flat()(t, h));
           sum += (at(data->read, h, n) * state).real();
         }
         comparison.add(&data->output.flat()(t, h), &sum, 1);

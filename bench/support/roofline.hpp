@@ -278,6 +278,26 @@ inline Work long_convolution(Index length, Index channels) {
   return double(channels) * Work{.flops = 2 * 2.5 * 2 * L * std::log2(2 * L), .streamed_bytes = 4 * 4 * L};
 }
 
+/// Mega's damped averages: a multiply-add for the recurrence of each, the input's factor merged into the output's, and one for
+/// the output; an exponential in the activation.
+inline Work damped_averages(Index length, Index channels, Index averages) {
+  return double(length * channels) * Work{.flops = 4 * double(averages) + 2, .exps = 1, .streamed_bytes = 4 * 2};
+}
+
+/// A short causal convolution of `width` taps, with silu or without: kernels that wait for memory have time for it.
+inline Work short_convolution(Index length, Index channels, Index width) {
+  return double(length * channels) * Work{.flops = 2 * double(width), .streamed_bytes = 4 * 2};
+}
+
+/// Mamba-3: query and key of one group, angles, values, output and three numbers for each head; the recurrence, and rotations of
+/// queries and keys.
+inline Work mamba3(Index length, Index heads, Index state_dim, Index head_dim, Index angles) {
+  const double H = double(heads), N = double(state_dim), P = double(head_dim), S = double(angles);
+  return double(length) * Work{.flops = H * (4 * N * P + 12 * S),
+                               .exps = H * (2 + 2 * S) + S,
+                               .streamed_bytes = 4 * (2 * N + S + 2 * H * P + 3 * H)};
+}
+
 /// x [rows, inputs] times a weight matrix [outputs, inputs]: the weights stay in cache, the rows stream.
 inline Work projection(double rows, double inputs, double outputs) {
   const double bytes = 4 * (inputs * outputs + (rows > 1 ? rows * (inputs + outputs) : 0));

@@ -1,6 +1,7 @@
 // All operators at once, for a first try. It takes long to compile: programs include the headers of the operators they use.
 #pragma once
 
+#include <seqmix/convolution/short_conv.hpp>
 #include <seqmix/linear/based.hpp>
 #include <seqmix/linear/delta_rule.hpp>
 #include <seqmix/linear/fast_weight.hpp>
@@ -17,6 +18,7 @@
 #include <seqmix/linear/simple_gated_linear_attention.hpp>
 #include <seqmix/recurrent/hgrn.hpp>
 #include <seqmix/recurrent/hgrn2.hpp>
+#include <seqmix/recurrent/mega_ema.hpp>
 #include <seqmix/recurrent/multi_scale_retention.hpp>
 #include <seqmix/recurrent/retention.hpp>
 #include <seqmix/recurrent/rwkv4.hpp>

@@ -216,19 +216,19 @@ struct System {
       return ComplexMatrix<T>{random_matrix<T>(rows, states, rng),
                               complex ? random_matrix<T>(rows, states, rng) : Matrix<T>()};
     };
-    decay = numbers(channels), input = numbers(channels), output = numbers(outputs * channels);
+    change = numbers(channels), input = numbers(channels), output = numbers(outputs * channels);
     for (Index i = 0; i < channels * states; ++i) {
-      constexpr double sizes[] = {1, 1 - 1e-5, 0.99, 0.7, 0.1, 0};
-      const double size = sizes[rng.integer(0, 5)], phase = complex ? rng.uniform(-3, 3) : 0;
-      decay.real.data()[i] = T(size * std::cos(phase));
-      if (complex) decay.imag.data()[i] = T(size * std::sin(phase));
+      constexpr double sizes[] = {1, 1 - 1e-6, 1 - 1e-5, 0.99, 0.7, 0.1, 0};
+      const double size = sizes[rng.integer(0, 6)], phase = complex ? rng.uniform(-3, 3) : 0;
+      change.real.data()[i] = T(size * std::cos(phase) - 1);
+      if (complex) change.imag.data()[i] = T(size * std::sin(phase));
     }
     if (with_skip) skip = random_matrix<T>(outputs * channels, 1, rng).col(0);
     x = random_matrix<T>(length, channels + 1, rng);
     initial = Tensor<T>({complex ? 2 : 1, channels, states});
     for (T& number : initial) number = T(rng.normal());
     y = Matrix<T>::Constant(length, outputs * channels, std::numeric_limits<T>::quiet_NaN());
-    system = DiagonalSystem<T, complex>("test", decay, input, output, skip);
+    system = DiagonalSystem<T, complex>("test", change, input, output, skip);
     state = initial;
   }
   void run(Index begin, Index count, Workspace& workspace) {
@@ -256,10 +256,11 @@ struct System {
           double sum = skip.size() > 0 ? double(skip[j * channels + h]) * in : 0, allowed = 4 * std::abs(sum) * u<T>;
           for (Index n = 0; n < states; ++n) {
             const std::size_t i = std::size_t(n);
-            const Number a = at(decay, h, n), b = at(input, h, n), c = at(output, j * channels + h, n);
+            const Number a = 1.0 + at(change, h, n), b = at(input, h, n), c = at(output, j * channels + h, n);
             s[i] = a * s[i] + b * in;
+            // What the state was is added before what it changes by, each rounded by itself.
+            error[i] = std::abs(a) * error[i] + 6 * u<T> * (size[i] + std::abs(b * in));
             size[i] = std::abs(a) * size[i] + std::abs(b * in);
-            error[i] = std::abs(a) * error[i] + 6 * u<T> * size[i];
             sum += (c * s[i]).real();
             allowed += std::abs(c) * (error[i] + (2 * double(states) + 4) * u<T> * size[i]);
           }
@@ -279,7 +280,7 @@ struct System {
   }
 
   Index length, channels, states, outputs;
-  ComplexMatrix<T> decay, input, output;
+  ComplexMatrix<T> change, input, output;
   Vector<T> skip;
   Matrix<T> x, y;
   Tensor<T> initial, state;

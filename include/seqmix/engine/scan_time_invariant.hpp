@@ -1,6 +1,9 @@
 // Diagonal systems that do not change with time: for every channel N states of their own, real or complex.
 //
-//   s_t[n] = A[n] s_{t-1}[n] + B[n] x_t,   y_t = Re(sum over n of C[n] s_t[n]) + skip x_t
+//   s_t[n] = s_{t-1}[n] + A[n] s_{t-1}[n] + B[n] x_t,   y_t = Re(sum over n of C[n] s_t[n]) + skip x_t
+//
+// A is the decay less 1, how much of itself a state changes by in one token: a decay close to 1 has lost much of its distance
+// to 1, and with it of how long it remembers, when it is rounded to float.
 //
 //   Glossary  L length   H channels   N states of a channel   c outputs of a channel, of the same states
 //   Source    Gu et al. 2022, arXiv:2206.11893 (S4D); Ma et al. 2022, arXiv:2209.10655, section 3 (damped averages)
@@ -37,28 +40,28 @@ class DiagonalSystem {
   /// No channels.
   DiagonalSystem() = default;
 
-  /// decay, input [H, N], output [c H, N] (outputs j H .. j H + H - 1 are the j-th of all channels), skip [c H], or of size 0:
-  /// zeros. Packs them; allocates. Throws std::invalid_argument, in the name of `operation`, on shapes that do not fit.
-  DiagonalSystem(std::string_view operation, const ComplexMatrix<T>& decay, const ComplexMatrix<T>& input,
+  /// change (A), input [H, N], output [c H, N] (outputs j H .. j H + H - 1 are the j-th of all channels), skip [c H], or of size
+  /// 0: zeros. Packs them; allocates. Throws std::invalid_argument, in the name of `operation`, on shapes that do not fit.
+  DiagonalSystem(std::string_view operation, const ComplexMatrix<T>& change, const ComplexMatrix<T>& input,
                  const ComplexMatrix<T>& output, const Vector<T>& skip)
-      : channels_(decay.real.rows()),
-        states_(decay.real.cols()),
+      : channels_(change.real.rows()),
+        states_(change.real.cols()),
         outputs_(channels_ > 0 ? output.real.rows() / channels_ : 0),
         skip_(skip) {
     const auto check = [&](std::string_view name, const ComplexMatrix<T>& matrix, Index rows) {
       expect_shape(operation, name, {rows, states_}, matrix.real);
       if (complex) expect_shape(operation, name, {rows, states_}, matrix.imag);
     };
-    check("decay", decay, channels_), check("input", input, channels_), check("output", output, outputs_ * channels_);
+    check("change", change, channels_), check("input", input, channels_), check("output", output, outputs_ * channels_);
     if (skip.size() > 0) expect_shape(operation, "skip", {outputs_ * channels_}, skip);
     const auto parts = [&](const ComplexMatrix<T>& matrix, Index row) {
       std::array<Matrix<T>, parts_of_number> result{Matrix<T>(matrix.real.middleRows(row, channels_))};
       if constexpr (complex) result[1] = matrix.imag.middleRows(row, channels_);
       return result;
     };
-    rows_ = {parts(decay, 0), parts(input, 0)};
+    rows_ = {parts(change, 0), parts(input, 0)};
     for (Index j = 0; j < outputs_; ++j) rows_.push_back(parts(output, j * channels_));
-    // In lanes: [vector of channels][decay, input, outputs][state][part][lane].
+    // In lanes: [vector of channels][change, input, outputs][state][part][lane].
     packed_.resize(std::size_t(vectors() * pitch() * Index(rows_.size())));
     Buffer<T> plane(std::size_t(states_ * width));
     for (Index v = 0; v < vectors(); ++v) {
@@ -161,7 +164,7 @@ class DiagonalSystem {
 
   /// S states over `rows` tokens; sums += Re(C s).
   template <Index S>
-  SEQMIX_ALWAYS_INLINE static void sweep(const T* decay, const T* input, const T* output, const T* x, Index rows,
+  SEQMIX_ALWAYS_INLINE static void sweep(const T* change, const T* input, const T* output, const T* x, Index rows,
                                          T* state, T* sums) {
     constexpr Index P = parts_of_number;
     Batch<T> h[S][P];
@@ -173,7 +176,7 @@ class DiagonalSystem {
       Batch<T> y = load(sums + t * width);
       unroll<S>([&](auto n) SEQMIX_INLINE_LAMBDA {
         constexpr Index at = n * P * width;
-        advance(h[n], load(decay + at), complex ? load(decay + at + (P - 1) * width) : u, load(input + at),
+        advance(h[n], load(change + at), complex ? load(change + at + (P - 1) * width) : u, load(input + at),
                 complex ? load(input + at + (P - 1) * width) : u, u);
         y = fma(h[n][0], load(output + at), y);
         if constexpr (complex) y = fnma(h[n][1], load(output + at + width), y);
@@ -185,16 +188,16 @@ class DiagonalSystem {
     });
   }
 
-  /// h = a h + b x; imaginary parts are not looked at if real.
+  /// h += a h + b x; imaginary parts are not looked at if real.
   SEQMIX_ALWAYS_INLINE static void advance(Batch<T> (&h)[parts_of_number], const Batch<T>& a_real,
                                            const Batch<T>& a_imag, const Batch<T>& b_real, const Batch<T>& b_imag,
                                            const Batch<T>& x) {
     if constexpr (complex) {
-      const Batch<T> real = fnma(a_imag, h[1], b_real * x), imag = fma(a_imag, h[0], b_imag * x);
+      const Batch<T> real = fnma(a_imag, h[1], fma(b_real, x, h[0])), imag = fma(a_imag, h[0], fma(b_imag, x, h[1]));
       h[0] = fma(a_real, h[0], real);
       h[1] = fma(a_real, h[1], imag);
     } else {
-      h[0] = fma(a_real, h[0], b_real * x);
+      h[0] = fma(a_real, h[0], fma(b_real, x, h[0]));
     }
   }
 
@@ -299,7 +302,7 @@ class DiagonalSystem {
 
   Index channels_ = 0, states_ = 0, outputs_ = 0;
   Vector<T> skip_;
-  std::vector<std::array<Matrix<T>, std::size_t(parts_of_number)>> rows_;  // decay, input, outputs, as they were given
+  std::vector<std::array<Matrix<T>, std::size_t(parts_of_number)>> rows_;  // change, input, outputs, as they were given
   Buffer<T> packed_;
 };
 

@@ -1,9 +1,12 @@
-// The short causal convolution over time that gated and delta-rule layers put before their memories.
+// The short causal convolution over time that many layers put before their memories.
 //
 //   c_t = bias + sum over j < W of weight[:, j] * u_{t - W + 1 + j},   channel by channel, then silu where asked for
 //
 // Before the first token there are zeros. u, output [length, channels]. The state holds the last W inputs, oldest first;
-// the oldest is never read again, but checkpoints of other implementations carry it.
+// the oldest is never read again, but checkpoints of other implementations carry it. (The state may be told to hold another
+// number of rows, W - 1 at least.)
+//
+// A pass goes along several rows at once, from the first channel to the last, as memory comes in; silu is fused into it.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +16,7 @@
 #include <seqmix/core/mixer.hpp>
 #include <seqmix/core/view.hpp>
 #include <seqmix/core/workspace.hpp>
+#include <seqmix/engine/convolution.hpp>
 #include <seqmix/simd/arch.hpp>
 #include <seqmix/simd/math.hpp>
 #include <string_view>
@@ -29,12 +33,18 @@ class ShortConvolution {
   /// No channels.
   ShortConvolution() = default;
 
-  /// weight [channels, width], bias [channels] or of size 0. Allocates. Throws std::invalid_argument, in the name of
-  /// `operation`, on another shape of the bias and on a width of 0.
+  /// weight [channels, width], bias [channels] or of size 0; `kept`, where given, is how many inputs states hold instead of
+  /// `width`. Allocates. Throws std::invalid_argument, in the name of `operation`, on another shape of the bias, on a width of 0
+  /// and on fewer inputs kept than width - 1.
   ShortConvolution(std::string_view operation, const Matrix<T>& weight, const Vector<T>& bias,
-                   ConvolutionActivation activation)
-      : width_(weight.cols()), activation_(activation), weight_(weight.transpose()), bias_(bias) {
+                   ConvolutionActivation activation, Index kept = -1)
+      : width_(weight.cols()),
+        kept_(kept < 0 ? weight.cols() : kept),
+        activation_(activation),
+        weight_(weight.transpose()),
+        bias_(bias) {
     expect(width_ > 0, operation, "conv1d.weight", "must have at least one column");
+    expect(kept_ >= width_ - 1, operation, "conv1d.state", "must hold all inputs but one of the width");
     if (bias.size() > 0) expect_shape(operation, "conv1d.bias", {weight.rows()}, bias);
   }
 
@@ -42,11 +52,11 @@ class ShortConvolution {
   Index width() const { return width_; }
 
   /// Before the first token: width * channels zeros.
-  Tensor<T> initial_state() const { return Tensor<T>({width_, channels()}); }
+  Tensor<T> initial_state() const { return Tensor<T>({kept_, channels()}); }
 
   /// Throws std::invalid_argument, in the name of `operation`, unless the state has this convolution's size.
   void check_state(std::string_view operation, std::string_view field, const Tensor<T>& state) const {
-    expect_shape(operation, field, {width_, channels()}, state.shape());
+    expect_shape(operation, field, {kept_, channels()}, state.shape());
   }
 
   /// Convolves every sequence of the batch, on from the field `state` [width, channels] of its State, which is left as
@@ -62,7 +72,7 @@ class ShortConvolution {
       const auto results = output.rows(batch.begin(b), batch.length(b));
       workspace.for_row_blocks(batch.length(b),
                                [&](Index begin, Index count) { convolve(rows, kept, begin, count, results); });
-      keep_last(rows, kept);
+      keep_last_rows<T>(kept, rows);
     }
   }
 
@@ -76,66 +86,59 @@ class ShortConvolution {
   }
 
  private:
-  static constexpr Index published_width = 4;
+  static constexpr Index tile_rows = 4;
 
   /// Row t of the input, or of the state where t < 0.
   const T* row(ConstSequence<T> u, const Tensor<T>& state, Index t) const {
-    return t >= 0 ? u.row(t) : state.data() + (width_ + t) * channels();
+    return t >= 0 ? u.row(t) : state.data() + (kept_ + t) * channels();
   }
-
-  Batch<T> activated(const Batch<T>& x) const { return activation_ == ConvolutionActivation::swish ? silu(x) : x; }
 
   void convolve(ConstSequence<T> u, const Tensor<T>& state, Index begin, Index count, Sequence<T> output) const {
-    constexpr Index lane_count = lanes<T>;
-    for (Index i = 0; i < channels(); i += lane_count) {
-      const Index some = std::min(lane_count, channels() - i);
+    const Index end = begin + count, inside = std::min(end, width_ - 1);
+    Index t = begin;
+    for (; t < inside; ++t) {
+      convolve_rows<1>([&](Index j) SEQMIX_INLINE_LAMBDA { return row(u, state, t + j); }, output.rows(t, 1));
+    }
+    for (; t + tile_rows <= end; t += tile_rows) {
+      convolve_rows<tile_rows>([&](Index j) SEQMIX_INLINE_LAMBDA { return u.row(t) + j * u.stride(); },
+                               output.rows(t, tile_rows));
+    }
+    for (; t < end; ++t) {
+      convolve_rows<1>([&](Index j) SEQMIX_INLINE_LAMBDA { return row(u, state, t + j); }, output.rows(t, 1));
+    }
+  }
+
+  /// R rows of the output; from(j) is the input j rows after that of the first one.
+  template <Index R, class From>
+  SEQMIX_ALWAYS_INLINE void convolve_rows(const From& from, const Sequence<T>& output) const {
+    const auto some = [&](Index i, auto count) SEQMIX_INLINE_LAMBDA {
       const auto read = [&](const T* source) SEQMIX_INLINE_LAMBDA -> Batch<T> {
-        return some == lane_count ? load(source + i) : load_partial(source + i, some);
-      };
-      const auto write = [&](Index t, const Batch<T>& sum) SEQMIX_INLINE_LAMBDA {
-        if (some == lane_count) {
-          store(output.row(t) + i, activated(sum));
-        } else {
-          store_partial(output.row(t) + i, activated(sum), some);
-        }
+        return count == lanes<T> ? load(source + i) : load_partial(source + i, count);
       };
       const Batch<T> bias = bias_.size() > 0 ? read(bias_.data()) : broadcast(T(0));
-      if (width_ == published_width) {
-        // Weights and the last inputs stay in registers: each input is read once.
-        Batch<T> weight[published_width], last[published_width];
-        unroll<published_width>([&](auto j) SEQMIX_INLINE_LAMBDA {
-          weight[j] = read(weight_.row(j).data());
-          if constexpr (j > 0) last[j] = read(row(u, state, begin - published_width + j));
-        });
-        for (Index t = begin; t < begin + count; ++t) {
-          unroll<published_width - 1>([&](auto j) SEQMIX_INLINE_LAMBDA { last[j] = last[j + 1]; });
-          last[published_width - 1] = read(u.row(t));
-          Batch<T> sum = bias;
-          unroll<published_width>([&](auto j) SEQMIX_INLINE_LAMBDA { sum = fma(weight[j], last[j], sum); });
-          write(t, sum);
-        }
-      } else {
-        for (Index t = begin; t < begin + count; ++t) {
-          Batch<T> sum = bias;
-          for (Index j = 0; j < width_; ++j) {
-            sum = fma(read(weight_.row(j).data()), read(row(u, state, t - width_ + 1 + j)), sum);
-          }
-          write(t, sum);
-        }
+      Batch<T> sum[R];
+      unroll<R>([&](auto r) SEQMIX_INLINE_LAMBDA { sum[r] = bias; });
+      for (Index j = 0; j < width_; ++j) {
+        const Batch<T> weight = read(weight_.data() + j * channels());
+        unroll<R>([&](auto r) SEQMIX_INLINE_LAMBDA { sum[r] = fma(weight, read(from(r + j - width_ + 1)), sum[r]); });
       }
-    }
+      if (activation_ == ConvolutionActivation::swish) {
+        unroll<R>([&](auto r) SEQMIX_INLINE_LAMBDA { sum[r] = silu(sum[r]); });
+      }
+      unroll<R>([&](auto r) SEQMIX_INLINE_LAMBDA {
+        if (count == lanes<T>) {
+          store(output.row(r) + i, sum[r]);
+        } else {
+          store_partial(output.row(r) + i, sum[r], count);
+        }
+      });
+    };
+    Index i = 0;
+    for (; i + lanes<T> <= channels(); i += lanes<T>) some(i, std::integral_constant<Index, lanes<T>>{});
+    if (i < channels()) some(i, channels() - i);
   }
 
-  /// Shifts the rows of u into the state.
-  void keep_last(ConstSequence<T> u, Tensor<T>& state) const {
-    const Index kept = std::max(width_ - u.length(), Index(0)) * channels();
-    std::copy(state.end() - kept, state.end(), state.begin());
-    for (Index j = std::max(width_ - u.length(), Index(0)); j < width_; ++j) {
-      std::copy_n(u.row(u.length() - width_ + j), channels(), state.data() + j * channels());
-    }
-  }
-
-  Index width_ = 0;
+  Index width_ = 0, kept_ = 0;
   ConvolutionActivation activation_ = ConvolutionActivation::none;
   Matrix<T> weight_;  // [width, channels]
   Vector<T> bias_;    // [channels], or empty

@@ -107,17 +107,18 @@ inline Dense solved(Dense a, Dense b) {
   return b;
 }
 
-/// A mode after discretisation: s_t = decay s_{t-1} + input x_t.
+/// A mode after discretisation: s_t = decay s_{t-1} + input x_t; `change` is decay - 1, accurate where that is small.
 struct DiscreteMode {
-  Complex decay, input;
+  Complex decay, input, change;
 };
 
 inline DiscreteMode discretized(Discretization rule, Complex a, Complex b, double dt) {
   if (rule == Discretization::bilinear) {
     const Complex scale = 1.0 / (1.0 - dt / 2 * a);
-    return {(1.0 + dt / 2 * a) * scale, b * dt * scale};
+    return {(1.0 + dt / 2 * a) * scale, b * dt * scale, dt * a * scale};
   }
-  return {std::exp(dt * a), a == 0.0 ? b * dt : b * exp_minus_one(dt * a) / a};
+  const Complex change = exp_minus_one(dt * a);
+  return {std::exp(dt * a), a == 0.0 ? b * dt : b * change / a, change};
 }
 
 /// The normal part of HiPPO-LegS in its eigenbasis: the first `stored` of its modes by ascending imaginary part, of which a

@@ -36,14 +36,14 @@ class S4dCore {
     const Index H = config.channels, M = config.modes, rows = config.outputs * H;
     expect_state_space(name, config, weights);
     const ComplexArray b = read_complex(name, "B", weights.b, config.sets(), M);
-    input_ = decay_;
+    ComplexArray change = input_ = decay_;
     output_ = read_complex(name, "C", weights.c, direction == Direction::bidirectional ? 2 * rows : rows, M);
     for (Index h = 0; h < H; ++h) {
       const double dt = step_of(config, weights, h);
       for (Index n = 0; n < M; ++n) {
         const DiscreteMode mode =
             discretized(config.discretization, pole_of(config, weights, h, n), b(h % config.sets(), n), dt);
-        decay_(h, n) = mode.decay, input_(h, n) = mode.input;
+        decay_(h, n) = mode.decay, input_(h, n) = mode.input, change(h, n) = mode.change;
       }
     }
     const auto parts = [](const ComplexArray& numbers) -> ComplexMatrix<T> {
@@ -51,7 +51,7 @@ class S4dCore {
     };
     // A stored mode stands for two conjugates.
     const auto system = [&](Index begin, const Vector<T>& skip) {
-      return DiagonalSystem<T, true>(name, parts(decay_), parts(input_), parts(2.0 * output_.middleRows(begin, rows)),
+      return DiagonalSystem<T, true>(name, parts(change), parts(input_), parts(2.0 * output_.middleRows(begin, rows)),
                                      skip);
     };
     forward_ = system(0, Eigen::Map<const Vector<T>>(weights.d.data(), weights.d.size()));
