@@ -5,9 +5,9 @@
 namespace seqmix::bench {
 namespace {
 
-const bool registered = add_mixer<Mamba3<float>>(
-    "mamba3", {.channels = standard_channels},
-    {.core = [](Index length) { return work::linear_recurrence(length, 24, 128, 64, shared_token_decay); }});
+const bool registered =
+    add_mixer<Mamba3<float>>("mamba3", {.channels = standard_channels},
+                             {.core = [](Index length) { return work::mamba3(length, 24, 128, 64, 32); }});
 
 }  // namespace
 }  // namespace seqmix::bench

@@ -77,13 +77,7 @@ struct Data {
   Workspace workspace;
 };
 
-/// Query, key, angles, values, output and three numbers for each head; the recurrence, and rotations of queries and keys.
-Work least_work(Index length) {
-  const double streams = 2 * state_dim + angles + 2 * heads * head_dim + 3 * heads;
-  return double(length) * Work{.flops = heads * (4.0 * state_dim * head_dim + 12.0 * angles),
-                               .exps = heads * (2.0 + 2 * angles) + angles,
-                               .streamed_bytes = 4 * streams};
-}
+Work least_work(Index length) { return work::mamba3(length, heads, state_dim, head_dim, angles); }
 
 Case sequence(Index length, int threads) {
   const auto data = std::make_shared<Data>(length, threads);
