@@ -22,6 +22,33 @@ struct S4LayerGolden {
   }
 };
 
+/// X in A X = B, by unitary rotations that make A upper triangular, then from the last row up.
+Dense solution(Dense a, Dense b) {
+  const Index size = a.rows();
+  for (Index column = 0; column < size; ++column) {
+    for (Index row = column + 1; row < size; ++row) {
+      const std::complex<double> top = a(column, column), low = a(row, column);
+      const double length = std::sqrt(std::norm(top) + std::norm(low));
+      if (length == 0) continue;
+      const auto rotate = [&](Dense& of) {
+        for (Index j = 0; j < of.cols(); ++j) {
+          const std::complex<double> first = of(column, j), second = of(row, j);
+          of(column, j) = (std::conj(top) * first + std::conj(low) * second) / length;
+          of(row, j) = (top * second - low * first) / length;
+        }
+      };
+      rotate(a), rotate(b);
+    }
+  }
+  for (Index j = 0; j < b.cols(); ++j) {
+    for (Index row = size - 1; row >= 0; --row) {
+      for (Index k = row + 1; k < size; ++k) b(row, j) -= a(row, k) * b(k, j);
+      b(row, j) /= a(row, row);
+    }
+  }
+  return b;
+}
+
 const GoldenRegistration<S4CoreGolden> core_golden{"s4", "core"};
 const GoldenRegistration<S4LayerGolden> layer_golden{"s4", "layer"};
 
@@ -72,12 +99,12 @@ struct S4Tests {
         const Dense p = both(weights.core.p, r * config.sets() + set);
         a -= times(p, p.adjoint());
       }
-      const Dense one = Dense::Identity(N, N), decay = solved(one - dt / 2 * a, one + dt / 2 * a);
-      Dense c = both(weights.core.c, row), state = solved(one - dt / 2 * a, dt * both(weights.core.b, set));
+      const Dense one = Dense::Identity(N, N), decay = solution(one - dt / 2 * a, one + dt / 2 * a);
+      Dense c = both(weights.core.c, row), state = solution(one - dt / 2 * a, dt * both(weights.core.b, set));
       if (config.kernel_length > 0) {
         Dense power = one;
         for (Index l = 0; l < config.kernel_length; ++l) power = times(power, decay);
-        c = solved((one - power).transpose(), c);
+        c = solution((one - power).transpose(), c);
       }
       std::vector<double> result;
       for (Index l = 0; l < length; ++l) {

@@ -59,7 +59,9 @@ void discretize(const Mamba2Parameters<T>& parameters, ConstSequence<T> dt, Sequ
     } else {
       map_row(heads, row, clamp, sum);
     }
-    const auto times = [](const Batch<T>& x, const Batch<T>& y) SEQMIX_INLINE_LAMBDA { return x * y; };
+    // No time, no decay, even at an infinite rate.
+    const auto times = [](const Batch<T>& x, const Batch<T>& y)
+                           SEQMIX_INLINE_LAMBDA { return select(x == broadcast(T(0)), broadcast(T(0)), x * y); };
     map_row(heads, log_decay.row(t), times, row, parameters.a.data());
   }
 }
