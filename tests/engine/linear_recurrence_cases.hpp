@@ -7,11 +7,12 @@
 // Bounds. With u half the machine epsilon, and B the memory and |q|^T B the output that absolute values of all inputs
 // would give, rounding leaves the memory with an error E of at most
 //
-//   E_t = d (E_{t-1} + (4 + 2 |log d|) u B_{t-1}) + u B_t
+//   E_t = d (E_{t-1} + (4 + 2 |log d|) u B_{t-1}) + u B_t + 2 u |k v|
 //
 // where 4 + 2 |log d| is the multiplication, the error of exp2 (1.1 ulp), and the two roundings of its argument, and the
-// last term the addition of the new token, twice that without decay: in the recent part of the sum, and when this is added
-// to the rest. An output is a sum of K products, in some order, over numbers scaled a few
+// term after it the addition of the new token, twice that without decay: in the recent part of the sum, and when this is added
+// to the rest. The last term is there where rows decay: the product of key and value is rounded before it is added, at a single
+// token, or the key is divided by the decay that its row of the memory waits for. An output is a sum of K products, in some order, over numbers scaled a few
 // times: scale |q|^T (E_t + (K + 16) u B_t). Factors below the smallest normal number may become 0.
 #pragma once
 
@@ -315,7 +316,8 @@ auto expected_of(const Inputs<T, Kind, with_bonus, with_sum, Map>& inputs, const
           Bounded<R>& m = at(i, j);
           Bounded<R>& y = output[std::size_t(j)];
           const R added = weight * k * v;
-          const R added_error = std::abs(added) * (map_error + (weighted ? 2 : 0)) * u;
+          constexpr bool rows_decay = Decay::any && !Decay::per_value_channel;
+          const R added_error = std::abs(added) * (map_error + (weighted ? 2 : 0) + (rows_decay ? 2 : 0)) * u;
           const auto read = [&](const R& value, const R& size, const R& error) {
             y.value += q * value;
             y.size += std::abs(q) * size;

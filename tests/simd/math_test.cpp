@@ -74,6 +74,8 @@ std::vector<Row<T>> table() {
        single ? -87.68 : -708.74, single ? 88.0 : 709.0, 1.5},
       {"expm1", [](Batch<T> x) { return seqmix::expm1(x); }, [](Real x) { return std::expm1(x); }, -max, L::exp_high,
        2.5},
+      {"expm1_fraction", [](Batch<T> x) { return seqmix::detail::expm1_fraction(x); },
+       [](Real x) { return std::expm1(x); }, -0.3465, 0.3465, 1.5},
       {"log", [](Batch<T> x) { return seqmix::log(x); }, [](Real x) { return std::log(x); },
        std::numeric_limits<T>::denorm_min(), max, 1.5},
       {"log1p", [](Batch<T> x) { return seqmix::log1p(x); }, [](Real x) { return std::log1p(x); },

@@ -120,7 +120,8 @@ void mix_source(const Problem& problem, const LinearRecurrenceHead<T>& head, con
 /// rows and factors, which are given as in the fused order.
 template <class T, class Problem>
 void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, Index first,
-                          const StagedRows<T>& staged, T* factors, T* key_sum, ChunkCoefficients<T>& result) {
+                          const StagedRows<T>& staged, T* factors, T* pending, T* key_sum,
+                          ChunkCoefficients<T>& result) {
   using Decay = decltype(problem.decay);
   using Readout = decltype(problem.readout);
   using Normalizer = decltype(problem.normalizer);
@@ -136,6 +137,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       return broadcast(factors[t * factor_stride]);
     }
   };
+  Batch<T> most = Decay::any ? load(pending) : broadcast(T(0));
   for (Index i = 0; i < key_dim; i += width) {
     Batch<T> after = broadcast(T(1)), before = broadcast(T(1));
     for (Index s = tokens - 1; s >= 0; --s) {
@@ -143,11 +145,18 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       if constexpr (Decay::any) after *= factor(s, i);
     }
     store(result.decay + i, after);
+    most = xsimd::max(after, most);
     for (Index t = 0; t < tokens; ++t) {
       if constexpr (Decay::any) {
         if (t >= lag) before *= factor(t - lag, i);
       }
       store(result.query + t * pitch + i, load(queries.row(t) + i) * before);
+    }
+  }
+  if constexpr (Decay::any) {
+    if (some_weak(most)) {
+      take_weak_decays<Decay>(head, first, tokens, key_dim, pending, {result.decay, width, pitch, 1},
+                              {result.key, width, pitch, tokens}, {result.query, width, pitch, tokens});
     }
   }
   for (Index s = 0; s < tokens; ++s) {

@@ -115,10 +115,10 @@ SEQMIX_ALWAYS_INLINE void decay_products(const TokenRows<T> (&source_rows)[2], c
 
 /// Computes the coefficients of Tokens tokens, those from token `first` of the head's sequences on, from their rows and
 /// factors. `factors` is what load_factors left of them, or, where they differ by token and channel, scratch
-/// [Tokens][padded key_dim]. `key_sum` (see load_key_sum) is z, with a normalizer.
+/// [Tokens][padded key_dim]. `pending` and `key_sum` as without delta policy.
 template <class T, Index Tokens, bool low_rank, class Problem>
 void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, Index first,
-                          const StagedRows<T>& staged, T* factors, T* key_sum,
+                          const StagedRows<T>& staged, T* factors, T* pending, T* key_sum,
                           DeltaCoefficients<T, Tokens, low_rank>& result) {
   using Decay = decltype(problem.decay);
   using Normalizer = decltype(problem.normalizer);
@@ -129,6 +129,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
   const TokenRows<T> queries = staged.queries, probes = low_rank ? staged.a : staged.keys;
   const TokenRows<T> source_rows[2] = {low_rank ? staged.b : staged.keys, staged.keys};
 
+  Batch<T> most = Decay::any ? load(pending) : broadcast(T(0));
   for (Index i = 0; i < key_dim; i += width) {
     T* rows = result.rows + i * row_vectors;
     Batch<T> factor[Tokens];
@@ -145,6 +146,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       if constexpr (Decay::any && back > 0) after *= factor[s];
     });
     store(rows, after);
+    most = xsimd::max(after, most);
     unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
       T* const probe = result.probes + (i * Tokens + t * width);
       const Batch<T> a = load(probes.row(t) + i), q = load(queries.row(t) + i);
@@ -153,6 +155,16 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       if constexpr (!low_rank) store(probe, Decay::any ? a * before : a);
       store(rows + (1 + sources + t) * width, Decay::any ? q * before : q);
     });
+  }
+
+  if constexpr (Decay::any) {
+    if (some_weak(most)) [[unlikely]] {
+      const auto rows = [&](Index begin, Index count) -> CoefficientRows<T> {
+        return {result.rows + begin * width, row_vectors * width, width, count};
+      };
+      take_weak_decays<Decay>(head, first, Tokens, key_dim, pending, rows(0, 1), rows(1, sources),
+                              rows(1 + sources, Tokens), {result.probes, Tokens * width, width, Tokens});
+    }
   }
 
   Batch<T> dot[sources * Tokens];
@@ -346,9 +358,15 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const DeltaCoefficients<T, 1, low_rank>
       // Else the compiler reads it twice, and the ports for loads are what limits this loop.
       keep_in_register<T>(m);
       o[0][b] = fma(q, m, o[0][b]);
-      if constexpr (decays) m *= d;
-      unroll<sources>([&](auto j)
-                          SEQMIX_INLINE_LAMBDA { m = fma(broadcast(coefficient[(1 + j) * width]), x[j][b], m); });
+      const auto source = [&](auto j) SEQMIX_INLINE_LAMBDA { return broadcast(coefficient[(1 + j) * width]); };
+      if constexpr (decays) {
+        // Rounded once, with what is added: see linear_recurrence_fading.hpp.
+        Batch<T> added = source(0) * x[0][b];
+        unroll<sources - 1>([&](auto j) SEQMIX_INLINE_LAMBDA { added = fma(source(j + 1), x[j + 1][b], added); });
+        m = fma(m, d, added);
+      } else {
+        unroll<sources>([&](auto j) SEQMIX_INLINE_LAMBDA { m = fma(source(j), x[j][b], m); });
+      }
       write(row + b * width, m);
     });
   }

@@ -48,7 +48,7 @@ using ChunkCoefficientsOf =
 /// rows and factors, which are given as in the fused order.
 template <class T, bool low_rank, class Problem>
 void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, Index first,
-                          const StagedRows<T>& staged, T* factors, T* key_sum,
+                          const StagedRows<T>& staged, T* factors, T* pending, T* key_sum,
                           DeltaChunkCoefficients<T, low_rank>& result) {
   using Decay = decltype(problem.decay);
   using Normalizer = decltype(problem.normalizer);
@@ -67,6 +67,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       return broadcast(factors[t * factor_stride]);
     }
   };
+  Batch<T> most = Decay::any ? load(pending) : broadcast(T(0));
   for (Index i = 0; i < key_dim; i += width) {
     Batch<T> after = broadcast(T(1)), before = broadcast(T(1));
     for (Index s = tokens - 1; s >= 0; --s) {
@@ -75,11 +76,19 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       if constexpr (Decay::any) after *= factor(s, i);
     }
     store(result.decay + i, after);
+    most = xsimd::max(after, most);
     for (Index t = 0; t < tokens; ++t) {
       if constexpr (low_rank) store(result.probe + t * pitch + i, load(probes.row(t) + i) * before);
       if constexpr (Decay::any) before *= factor(t, i);
       if constexpr (!low_rank) store(result.probe + t * pitch + i, load(probes.row(t) + i) * before);
       store(result.query + t * pitch + i, load(queries.row(t) + i) * before);
+    }
+  }
+  if constexpr (Decay::any) {
+    if (some_weak(most)) {
+      take_weak_decays<Decay>(head, first, tokens, key_dim, pending, {result.decay, width, pitch, 1},
+                              {result.source, width, pitch, sources}, {result.query, width, pitch, tokens},
+                              {result.probe, width, pitch, tokens});
     }
   }
   for (Index s = 0; s < tokens; ++s) {

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <seqmix/engine/linear_recurrence_fading.hpp>
 #include <seqmix/engine/linear_recurrence_problem.hpp>
 #include <seqmix/engine/linear_recurrence_sums.hpp>
 #include <seqmix/simd/batch.hpp>
@@ -67,7 +68,7 @@ SEQMIX_ALWAYS_INLINE void take_factors(const LinearRecurrenceHead<T>& head, Inde
     } else if constexpr (Decay::constant) {
       result[t] = load(factors + i);
     } else {
-      result[t] = channel_factor(head, first + t, i);
+      result[t] = factor_of(channel_log(head, first + t, i));
       store(factors + t * pitch + i, result[t]);
     }
   });
@@ -75,10 +76,11 @@ SEQMIX_ALWAYS_INLINE void take_factors(const LinearRecurrenceHead<T>& head, Inde
 
 /// Computes the coefficients of Tokens tokens, those from token `first` of the head's sequences on, from their rows and
 /// factors. `factors` is what load_factors left of them, or, where they differ by token and channel, scratch
-/// [Tokens][padded key_dim]. `key_sum` (see load_key_sum) is z, with a normalizer.
+/// [Tokens][padded key_dim]. `pending` is what the memory waits for (see pending_pitch), as of the tokens before and then after
+/// these; `key_sum` (see load_key_sum) is z, with a normalizer, which waits likewise.
 template <class T, Index Tokens, class Problem>
 void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>& head, Index first,
-                          const StagedRows<T>& staged, T* factors, T* key_sum,
+                          const StagedRows<T>& staged, T* factors, T* pending, T* key_sum,
                           RecurrenceCoefficients<T, Tokens>& result) {
   using Decay = RowDecay<decltype(problem.decay), T>;
   using Readout = decltype(problem.readout);
@@ -96,6 +98,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
   unroll<Tokens>([&](auto s) SEQMIX_INLINE_LAMBDA {
     if constexpr (Readout::weighted) weight[s] = broadcast(*head.weight.row(first + s));
   });
+  Batch<T> most = Decay::any ? load(pending) : broadcast(T(0));
   for (Index i = 0; i < key_dim; i += width) {
     T* rows = result.rows + i * row_vectors;
     Batch<T> factor[Tokens];
@@ -113,6 +116,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       }
     });
     store(rows, decay_after);
+    most = xsimd::max(decay_after, most);
     Batch<T> decay_before = factor[0];
     unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
       const Batch<T> q = load(queries.row(t) + i);
@@ -123,6 +127,16 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
         store(rows + (1 + Tokens + t) * width, q * decay_before);
       }
     });
+  }
+
+  if constexpr (Decay::any) {
+    if (some_weak(most)) [[unlikely]] {
+      const auto rows = [&](Index begin, Index count) -> CoefficientRows<T> {
+        return {result.rows + begin * width, row_vectors * width, width, count};
+      };
+      take_weak_decays<Decay>(head, first, Tokens, key_dim, pending, rows(0, 1), rows(1, Tokens),
+                              rows(1 + Tokens, Tokens));
+    }
   }
 
   Batch<T> dot[pairs];

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <seqmix/engine/linear_recurrence_delta.hpp>
+#include <seqmix/engine/linear_recurrence_fading.hpp>
 #include <seqmix/engine/linear_recurrence_fused.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
@@ -22,13 +24,20 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
   using Delta = decltype(problem.delta);
   constexpr Index width = lanes<T>, row_vectors = Coefficients::row_vectors, key_row = row_vectors - 2;
   const Index key_dim = problem.key_dim();
-  const T* log_decay = Decay::constant ? nullptr : head.log_decay.data() + t * head.log_decay.stride();
+  [[maybe_unused]] const bool empty = key_dim == 0 || problem.value_dim() == 0;
   Batch<T> head_decay = broadcast(T(1));
   if constexpr (Decay::any && !Decay::per_channel) {
-    head_decay = Decay::constant ? broadcast(*constant_factors) : exp2_decay(broadcast(*log_decay * log2_e<T>));
+    const T log = head.log_decay.data()[t * head.log_decay.stride()];
+    if (dithers<T> && !empty && std::abs(log) < weak_decay<T>) {
+      const auto first = [](const TokenRows<T>& rows) { return broadcast(*rows.data); };
+      head_decay = dithered_factor(broadcast(log),
+                                   noise_of(first(staged.keys), first(staged.queries), broadcast(*head.value.row(t))));
+    } else {
+      head_decay = Decay::constant ? broadcast(*constant_factors) : factor_of(broadcast(log));
+    }
   }
   Batch<T> key_dot = broadcast(T(0)), b_dot = broadcast(T(0)), sum = broadcast(T(0));
-  Batch<T> weight = broadcast(T(1)), own = broadcast(T(1));
+  Batch<T> most = broadcast(T(0)), weight = broadcast(T(1)), own = broadcast(T(1));
   if constexpr (Readout::weighted) weight = broadcast(*head.weight.row(t)), own = broadcast(*head.own.row(t));
   const auto prepare = [&](Index i, Index channels) SEQMIX_INLINE_LAMBDA {
     T* rows = result.rows + i * row_vectors;
@@ -36,8 +45,9 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
     Batch<T> k = load(staged.keys.data + i);
     if constexpr (Decay::per_channel && Decay::constant) d = load(constant_factors + i);
     if constexpr (Decay::per_channel && !Decay::constant) {
-      d = exp2_decay(load_some(log_decay + i, channels) * broadcast(log2_e<T>));
+      d = factor_of(channel_log(head, t, i));
     }
+    if constexpr (Decay::per_channel) most = xsimd::max(d, most);
     if constexpr (Delta::low_rank) {
       const Batch<T> b = load(staged.b.data + i);
       b_dot = fma(q, b, b_dot);
@@ -56,8 +66,14 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
     if constexpr (Normalizer::any) {
       Batch<T> z = load(key_sum + i);
       sum = fma(q, whole_key_sum<Decay>(z, key_sum, padded<T>(key_dim), i), sum);
-      if constexpr (Decay::any) z *= d;
-      store(key_sum + i, z + k);
+      if constexpr (Decay::any) {
+        const Batch<T> log =
+            Decay::per_channel ? channel_log(head, t, i) : broadcast(*head.log_decay.row(Decay::constant ? 0 : t));
+        const auto weak = xsimd::abs(log) < broadcast(weak_decay<T>);
+        store(key_sum + i, select(weak, z + fma(z, expm1_fraction(log), k), fma(z, d, k)));
+      } else {
+        store(key_sum + i, z + k);
+      }
     }
     store(rows, d);
     store(rows + key_row * width, k);
@@ -81,6 +97,12 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
   if constexpr (Normalizer::any) {
     result.inverse_denominator[0] =
         problem.normalizer.output_scale / (reduce_add(sum) + key_mix + problem.normalizer.epsilon);
+  }
+  if constexpr (Decay::per_channel && dithers<T>) {
+    if (xsimd::any(most > broadcast(1 - weak_decay<T>)) && !empty) [[unlikely]] {
+      dither_weak_decays(head, Decay::constant ? 0 : t, key_dim, staged.queries.data, staged.keys.data,
+                         *head.value.row(t), {result.rows, row_vectors * width, width, 1});
+    }
   }
 }
 
@@ -126,8 +148,8 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const RecurrenceCoefficients<T, 1>& coe
       } else {
         o[b] = fma(q, x, o[b]);
       }
-      if constexpr (decays) x *= d;
-      write(row + b * width, fma(k, v[b], x));
+      // Rounded once, with what is added: see linear_recurrence_fading.hpp.
+      write(row + b * width, decays ? fma(x, d, k * v[b]) : fma(k, v[b], x));
     });
   }
   unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA { write(output + b * width, o[b] * broadcast(output_scale)); });
@@ -179,23 +201,25 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
       T output_scale = T(1);
       if constexpr (Normalizer::any) output_scale = coefficients.inverse_denominator[0];
       const auto sweep = [&](auto vectors, Index column, Index columns) SEQMIX_INLINE_LAMBDA {
+        T* const memory = head.memory.data() + column;
+        const T* const value = head.value.row(t) + column;
+        T* const output = head.output.row(t) + column;
+        const Index stride = head.memory.stride();
         if constexpr (sums) {
           if (recent.data()) {
-            detail::sweep_in_place<vectors, Decay::any, true>(
-                coefficients, key_dim, recent.data() + column, recent.stride(), head.value.row(t) + column,
-                head.output.row(t) + column, output_scale, columns, head.memory.data() + column, head.memory.stride());
+            detail::sweep_in_place<vectors, Decay::any, true>(coefficients, key_dim, recent.data() + column,
+                                                              recent.stride(), value, output, output_scale, columns,
+                                                              memory, stride);
             return;
           }
         }
         if constexpr (Decay::per_value_channel) {
-          detail::sweep_in_place<vectors, false, false, true>(
-              coefficients, key_dim, head.memory.data() + column, head.memory.stride(), head.value.row(t) + column,
-              head.output.row(t) + column, output_scale, columns, static_cast<const T*>(nullptr), Index(0),
-              static_cast<const T*>(factors) + column);
+          detail::sweep_in_place<vectors, false, false, true>(coefficients, key_dim, memory, stride, value, output,
+                                                              output_scale, columns, static_cast<const T*>(nullptr),
+                                                              Index(0), static_cast<const T*>(factors) + column);
         } else {
-          detail::sweep_in_place<vectors, Decay::any>(coefficients, key_dim, head.memory.data() + column,
-                                                      head.memory.stride(), head.value.row(t) + column,
-                                                      head.output.row(t) + column, output_scale, columns);
+          detail::sweep_in_place<vectors, Decay::any>(coefficients, key_dim, memory, stride, value, output,
+                                                      output_scale, columns);
         }
       };
       Index column = 0;

@@ -44,6 +44,8 @@ class PanelRecurrence {
                                                        : padded<T>(block_))
                    .data();
     key_sums_ = workspace.take<T>(Normalizer::any ? heads * 2 * pitch_ : 0).data();
+    pending_ = workspace.take<T>(heads * pending_pitch_).data();
+    std::fill_n(pending_, heads * pending_pitch_, T(0));
   }
 
   /// Runs all tokens. `initial` is the normalizer as before the first of them.
@@ -66,6 +68,7 @@ class PanelRecurrence {
   using Decay = decltype(Problem::decay);
   using Normalizer = decltype(Problem::normalizer);
   using Delta = decltype(Problem::delta);
+  using FadingRows = RowDecay<Decay, T>;
 
   static constexpr Index panel_columns = 2 * lanes<T>;
   static constexpr bool chunked = order == RecurrenceOrder::chunked;
@@ -88,6 +91,7 @@ class PanelRecurrence {
   Index columns_of(Index panel) const { return std::min(panel_columns, value_dim_ - panel * panel_columns); }
   T* panel_memory(Index unit) { return panels_memory_ + (unit - first_) * parts * panel_size_; }
   T* key_sum(Index h) { return key_sums_ + (Normalizer::any ? (h - first_head_) * 2 * pitch_ : 0); }
+  T* pending(Index h) { return pending_ + (h - first_head_) * pending_pitch_; }
   T* factors(Index h) { return factors_ + (Decay::constant ? (h - first_head_) * pitch_ : 0); }
 
   /// Calls f(row of the memory, row of the panel, columns that exist) for every row of every panel's part.
@@ -136,7 +140,28 @@ class PanelRecurrence {
     });
   }
 
+  /// Multiplies the memories and sums of keys by the decays that they still wait for.
+  void take_pending() {
+    if constexpr (FadingRows::any) {
+      for (Index unit = first_; unit < last_; ++unit) {
+        for (Index row = 0; row < parts * key_dim_; ++row) {
+          const T log = pending_log<FadingRows>(pending(unit / panels_), row % key_dim_);
+          if (log == T(0)) continue;
+          T* const memory = panel_memory(unit) + row * panel_columns;
+          unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
+            const Batch<T> x = load(memory + b * lanes<T>);
+            store(memory + b * lanes<T>, fma(x, broadcast(log), x));
+          });
+        }
+      }
+      for (Index h = first_head_; Normalizer::any && h <= last_head_; ++h) {
+        for (Index i = 0; i < key_dim_; ++i) key_sum(h)[i] += key_sum(h)[i] * pending_log<FadingRows>(pending(h), i);
+      }
+    }
+  }
+
   void save_panels() {
+    take_pending();
     settle_all();
     save_part(problem_.memory, parts - 1);
     if constexpr (Problem::sums) {
@@ -170,7 +195,8 @@ class PanelRecurrence {
     Index t = 0;
     for_each_group(count, [&](auto& coefficients) {
       T* const group_factors = factors(h) + (Decay::constant || Decay::per_channel ? 0 : t);
-      prepare_coefficients(problem_, head, begin + t, staged_.from(t), group_factors, key_sum(h), coefficients);
+      prepare_coefficients(problem_, head, begin + t, staged_.from(t), group_factors, pending(h), key_sum(h),
+                           coefficients);
       t += coefficients.token_count;
     });
 
@@ -295,6 +321,7 @@ class PanelRecurrence {
   const Index first_, last_;
   const Index block_ = block_of(problem_);
   const Index key_dim_ = problem_.key_dim(), value_dim_ = problem_.value_dim(), pitch_ = padded<T>(key_dim_);
+  const Index pending_pitch_ = pending_pitch<FadingRows, T>(key_dim_);
   const Index factor_pitch_ = factor_pitch<Decay, T>(key_dim_, value_dim_);
   const Index panels_ = (value_dim_ + panel_columns - 1) / panel_columns, panel_size_ = key_dim_ * panel_columns;
   const Index first_head_ = first_ / panels_, last_head_ = (last_ - 1) / panels_;
@@ -303,7 +330,7 @@ class PanelRecurrence {
       groups_;
   std::array<CoefficientsOf<Delta, T, 1>, group_tokens - 1> singles_;
   StagedRows<T> staged_;
-  T *panels_memory_, *values_, *factors_, *key_sums_;
+  T *panels_memory_, *values_, *factors_, *key_sums_, *pending_;
 };
 
 }  // namespace detail

@@ -130,11 +130,17 @@ namespace detail {
 template <class T>
 inline constexpr T log2_e = T(1.4426950408889634073599246810018921L);
 
-/// The decay factors of key channels i .. i + lanes - 1 for token t, where they differ by token and channel.
+/// The log decays of key channels i .. i + lanes - 1 for token t, where they differ by channel.
 template <class T>
-SEQMIX_ALWAYS_INLINE Batch<T> channel_factor(const LinearRecurrenceHead<T>& head, Index t, Index i) {
+SEQMIX_ALWAYS_INLINE Batch<T> channel_log(const LinearRecurrenceHead<T>& head, Index t, Index i) {
   const Sequence<const T>& logs = head.log_decay;
-  return exp2_decay(load_some(logs.data() + t * logs.stride() + i, logs.channels() - i) * broadcast(log2_e<T>));
+  return load_some(logs.data() + t * logs.stride() + i, logs.channels() - i);
+}
+
+/// e^log for decays.
+template <class T>
+SEQMIX_ALWAYS_INLINE Batch<T> factor_of(const Batch<T>& log) {
+  return exp2_decay(log * broadcast(log2_e<T>));
 }
 
 /// How the rows of a memory decay: not at all, where it is the columns that do.
@@ -158,15 +164,16 @@ void load_factors(const LinearRecurrenceHead<T>& head, Index begin, Index count,
   if constexpr (Decay::per_channel || Decay::per_value_channel) {
     const Index channels = head.log_decay.channels(), pitch = factor_pitch<Decay, T>(channels, channels);
     for (Index t = 0; t < count; ++t) {
-      for (Index i = 0; i < channels; i += lanes<T>) store(factors + t * pitch + i, channel_factor(head, begin + t, i));
+      for (Index i = 0; i < channels; i += lanes<T>) {
+        store(factors + t * pitch + i, factor_of(channel_log(head, begin + t, i)));
+      }
       if (Decay::per_value_channel && padded<T>(channels) < pitch)
         store(factors + (t + 1) * pitch - lanes<T>, broadcast(T(1)));
     }
   } else {
-    const Batch<T> to_base_2 = broadcast(log2_e<T>);
     for (Index t = 0; t < count; ++t) factors[t] = head.log_decay.data()[(begin + t) * head.log_decay.stride()];
     for (Index t = count; t < padded<T>(count); ++t) factors[t] = T(0);
-    for (Index t = 0; t < count; t += lanes<T>) store(factors + t, exp2_decay(load(factors + t) * to_base_2));
+    for (Index t = 0; t < count; t += lanes<T>) store(factors + t, factor_of(load(factors + t)));
   }
 }
 

@@ -200,11 +200,13 @@ class LogLinearSweep {
   /// Queries, keys, decays, and A [count][chunk] of a block.
   void prepare(Index h, Index begin, Index count) {
     const Sequence<const T> log_decay = problem_.log_decay.columns(h * problem_.log_decay.channels() / heads_, 1);
-    for (Index t = 0; t < count; ++t) factor_[t] = *log_decay.row(begin + t);
+    // Weak decays are lost in products of factors that are rounded one by one.
+    log_ = T(0);
+    for (Index t = 0; t < count; ++t) factor_[t] = *log_decay.row(begin + t), since_[t] = log_ += factor_[t];
     for (Index t = 0; t < count; t += width) {
-      store_some(factor_ + t, exp2_decay(load_some(factor_ + t, count - t) * broadcast(log2_e<T>)), count - t);
+      store_some(factor_ + t, factor_of(load_some(factor_ + t, count - t)), count - t);
+      store_some(since_ + t, factor_of(load_some(since_ + t, count - t)), count - t);
     }
-    for (Index t = 0; t < count; ++t) since_[t] = t == 0 ? factor_[t] : since_[t - 1] * factor_[t];
     stage_rows(of_head(problem_.query, h), row_map<T>, problem_.scale, begin, count, key_dim_, query_);
     stage_rows(of_head(problem_.key, h), row_map<T>, T(1), begin, count, key_dim_, key_);
     weigh(of_head(problem_.level_scales, h), begin, count);
@@ -447,8 +449,9 @@ class LogLinearSweep {
 
   /// Lets the fades follow the memories.
   void count_up(Index h, Index count, Index position) {
+    const T rest = since_[count - 1], loss = expm1(log_);
     for (Index i = 0; i < levels_; ++i) {
-      if (position >> i & 1) fade(i, h) *= since_[count - 1];
+      if (position >> i & 1) fade(i, h) = log_ > T(-0.25) ? std::fma(fade(i, h), loss, fade(i, h)) : fade(i, h) * rest;
     }
     for (Index i = 0; i < levels_; ++i) {
       if (count >> i & 1) fade(free_level(position, i), h) = T(1);
@@ -463,6 +466,7 @@ class LogLinearSweep {
   const Index first_head_ = first_ / panels_, last_head_ = (last_ - 1) / panels_;
   Index next_head_ = 0, next_ = 0, next_end_ = 0;
   T factor_[chunk], since_[chunk];  // decays of the tokens of a block, and of what came before it
+  T log_;                           // of the decay over the block
   T *query_, *faded_query_;         // [chunk][pitch]
   T *key_, *packed_key_;      // [chunk][pitch], faded until the block's end; [chunk / panel_columns][K][panel_columns]
   T *mix_, *values_, *sums_;  // [chunk][chunk], A; [chunk][panel_columns]; [chunk][columns of this thread]

@@ -33,7 +33,7 @@ struct Tanh {
     const ExpReduction<false, FloatFormat<T>::exponent_bias, T, Arch> reduced(bounded + bounded);
     const auto& f = reduced.fraction;
     const auto scale = power_of_two(reduced.shifted);
-    const auto p = xsimd::fma(f * f, exp_quadratic_part(f), f);
+    const auto p = expm1_fraction(f);
     const auto one = broadcast<Arch>(T(1));
     return divide(xsimd::fma(p, scale, scale - one), xsimd::fma(p, scale, scale + one));
   }
