@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
+#include <latch>
 #include <limits>
 #include <map>
 #include <memory>
@@ -357,9 +359,11 @@ class Checker {
       }
       Results results[4];
       std::vector<std::thread> callers;
+      std::latch together(std::ssize(results));  // else on a busy machine one may be done before the next begins
       for (Results& result : results) {
         callers.emplace_back([&, this] {
           Workspace workspace;
+          together.arrive_and_wait();
           for (int repeat = 0; repeat < 3; ++repeat) result = compute(length, workspace);
         });
       }
