@@ -10,10 +10,11 @@
 //   E_t = d (E_{t-1} + (4 + 2 |log d|) u B_{t-1}) + u B_t + 2 u |k v|
 //
 // where 4 + 2 |log d| is the multiplication, the error of exp2 (1.1 ulp), and the two roundings of its argument, and the
-// term after it the addition of the new token, twice that without decay: in the recent part of the sum, and when this is added
-// to the rest. The last term is there where rows decay: the product of key and value is rounded before it is added, at a single
-// token, or the key is divided by the decay that its row of the memory waits for. An output is a sum of K products, in some order, over numbers scaled a few
-// times: scale |q|^T (E_t + (K + 16) u B_t). Factors below the smallest normal number may become 0.
+// term after it the addition of the new token, twice that without decay: in the recent part of the sum, and when this is
+// added to the rest. The last term is there where rows decay: the product of key and value is rounded before it is added,
+// at a single token, or the key is divided by the decay that its row of the memory waits for. An output is a sum of K
+// products, in some order, over numbers scaled a few times: scale |q|^T (E_t + (K + 16) u B_t). Factors below the smallest
+// normal number may become 0.
 #pragma once
 
 #include <algorithm>
