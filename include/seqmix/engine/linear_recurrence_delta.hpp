@@ -162,7 +162,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       const auto rows = [&](Index begin, Index count) -> CoefficientRows<T> {
         return {result.rows + begin * width, row_vectors * width, width, count};
       };
-      take_weak_decays<Decay>(head, first, Tokens, key_dim, pending, rows(0, 1), rows(1, sources),
+      take_weak_decays<Decay>(head.log_decay, first, Tokens, key_dim, pending, rows(0, 1), rows(1, sources),
                               rows(1 + sources, Tokens), {result.probes, Tokens * width, width, Tokens});
     }
   }

@@ -86,7 +86,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
   }
   if constexpr (Decay::any) {
     if (some_weak(most)) {
-      take_weak_decays<Decay>(head, first, tokens, key_dim, pending, {result.decay, width, pitch, 1},
+      take_weak_decays<Decay>(head.log_decay, first, tokens, key_dim, pending, {result.decay, width, pitch, 1},
                               {result.source, width, pitch, sources}, {result.query, width, pitch, tokens},
                               {result.probe, width, pitch, tokens});
     }

@@ -31,13 +31,14 @@ namespace detail {
 template <class T>
 inline constexpr T least_decay = T(1) / T(Index(1) << (std::numeric_limits<T>::digits / 2 + 2));
 
-/// Where a product of a few factors is as good as any: its error is 2^-20 of the decay.
+/// Where a product of a few factors is as good as any: its error is 2^-15 of the decay in float. Larger, and groups that
+/// decay weakly by chance alone would take time.
 template <class T>
-inline constexpr T strong_decay = T(0.0625);
+inline constexpr T strong_decay = T(1) / T(256);
 
-/// Where a single factor is: its error is 2^-15 of the decay in float.
+/// Where a single factor is: its error is 2^-13 of the decay in float.
 template <class T>
-inline constexpr T weak_decay = T(1) / T(1024);
+inline constexpr T weak_decay = T(1) / T(4096);
 
 /// What a kernel keeps of the decays that the rows of a head's memory wait for: [lanes] numbers above 1 if there are any,
 /// else 0, then their logarithms, [padded key_dim], or [lanes] where all channels decay alike.
@@ -76,16 +77,19 @@ SEQMIX_ALWAYS_INLINE bool some_weak(const Batch<T>& most) {
   return xsimd::any(most > broadcast(1 - strong_decay<T>));
 }
 
+// These get the sequence of logarithms, by value: a reference to a head would keep all of it out of registers, in kernels that
+// hardly ever call them.
+
 /// Goes on with rows that wait, or that decay weakly, to behind a group of `tokens` tokens, those from token `first` on.
 /// `decay` is the row that the memory is multiplied by, products of the tokens' factors before; `written` are those that are
 /// added to it after that, `read` and `probing` those that read it before.
 template <class Decay, class T>
-[[gnu::noinline]] void take_weak_decays(const LinearRecurrenceHead<T>& head, Index first, Index tokens, Index key_dim,
+[[gnu::noinline]] void take_weak_decays(Sequence<const T> log_decay, Index first, Index tokens, Index key_dim,
                                         T* pending, const CoefficientRows<T>& decay, const CoefficientRows<T>& written,
                                         const CoefficientRows<T>& read, const CoefficientRows<T>& probing = {}) {
   constexpr bool alike = !Decay::per_channel;
   const auto log = [&](Index t, Index i) -> Batch<T> {
-    return alike ? broadcast(head.log_decay.data()[t * head.log_decay.stride()]) : channel_log(head, t, i);
+    return alike ? broadcast(*log_decay.row(t)) : channel_log(log_decay, t, i);
   };
   const Batch<T> zero = broadcast(T(0)), one = broadcast(T(1));
   Batch<T> factor = one, before = one, after = one;
@@ -138,10 +142,11 @@ SEQMIX_ALWAYS_INLINE Batch<T> dithered_factor(const Batch<T>& log, const Batch<T
 /// Replaces the factors of token t in `decay` by such, for the key channels where they are weak. What looks random comes from
 /// the token itself: its staged rows, and a number of its value.
 template <class T>
-[[gnu::noinline]] void dither_weak_decays(const LinearRecurrenceHead<T>& head, Index t, Index key_dim, const T* query,
+[[gnu::noinline]] void dither_weak_decays(Sequence<const T> log_decay, Index t, Index key_dim, const T* query,
                                           const T* key, T value, const CoefficientRows<T>& decay) {
   for (Index i = 0; i < key_dim; i += lanes<T>) {
-    const Batch<T> log = channel_log(head, t, i), noise = noise_of(load(key + i), load(query + i), broadcast(value));
+    const Batch<T> log = channel_log(log_decay, t, i),
+                   noise = noise_of(load(key + i), load(query + i), broadcast(value));
     T* const d = decay.data + i / lanes<T> * decay.vector_stride;
     store(d, select(xsimd::abs(log) < broadcast(weak_decay<T>), dithered_factor(log, noise), load(d)));
   }

@@ -68,7 +68,7 @@ SEQMIX_ALWAYS_INLINE void take_factors(const LinearRecurrenceHead<T>& head, Inde
     } else if constexpr (Decay::constant) {
       result[t] = load(factors + i);
     } else {
-      result[t] = factor_of(channel_log(head, first + t, i));
+      result[t] = factor_of(channel_log(head.log_decay, first + t, i));
       store(factors + t * pitch + i, result[t]);
     }
   });
@@ -134,7 +134,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       const auto rows = [&](Index begin, Index count) -> CoefficientRows<T> {
         return {result.rows + begin * width, row_vectors * width, width, count};
       };
-      take_weak_decays<Decay>(head, first, Tokens, key_dim, pending, rows(0, 1), rows(1, Tokens),
+      take_weak_decays<Decay>(head.log_decay, first, Tokens, key_dim, pending, rows(0, 1), rows(1, Tokens),
                               rows(1 + Tokens, Tokens));
     }
   }

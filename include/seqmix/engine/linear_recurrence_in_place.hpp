@@ -24,6 +24,7 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
   using Delta = decltype(problem.delta);
   constexpr Index width = lanes<T>, row_vectors = Coefficients::row_vectors, key_row = row_vectors - 2;
   const Index key_dim = problem.key_dim();
+  const T* log_decay = Decay::constant ? nullptr : head.log_decay.data() + t * head.log_decay.stride();
   [[maybe_unused]] const bool empty = key_dim == 0 || problem.value_dim() == 0;
   Batch<T> head_decay = broadcast(T(1));
   if constexpr (Decay::any && !Decay::per_channel) {
@@ -45,7 +46,7 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
     Batch<T> k = load(staged.keys.data + i);
     if constexpr (Decay::per_channel && Decay::constant) d = load(constant_factors + i);
     if constexpr (Decay::per_channel && !Decay::constant) {
-      d = factor_of(channel_log(head, t, i));
+      d = factor_of(load_some(log_decay + i, channels));
     }
     if constexpr (Decay::per_channel) most = xsimd::max(d, most);
     if constexpr (Delta::low_rank) {
@@ -67,8 +68,8 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
       Batch<T> z = load(key_sum + i);
       sum = fma(q, whole_key_sum<Decay>(z, key_sum, padded<T>(key_dim), i), sum);
       if constexpr (Decay::any) {
-        const Batch<T> log =
-            Decay::per_channel ? channel_log(head, t, i) : broadcast(*head.log_decay.row(Decay::constant ? 0 : t));
+        const Batch<T> log = Decay::per_channel ? channel_log(head.log_decay, t, i)
+                                                : broadcast(*head.log_decay.row(Decay::constant ? 0 : t));
         const auto weak = xsimd::abs(log) < broadcast(weak_decay<T>);
         store(key_sum + i, select(weak, z + fma(z, expm1_fraction(log), k), fma(z, d, k)));
       } else {
@@ -100,7 +101,7 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
   }
   if constexpr (Decay::per_channel && dithers<T>) {
     if (xsimd::any(most > broadcast(1 - weak_decay<T>)) && !empty) [[unlikely]] {
-      dither_weak_decays(head, Decay::constant ? 0 : t, key_dim, staged.queries.data, staged.keys.data,
+      dither_weak_decays(head.log_decay, Decay::constant ? 0 : t, key_dim, staged.queries.data, staged.keys.data,
                          *head.value.row(t), {result.rows, row_vectors * width, width, 1});
     }
   }

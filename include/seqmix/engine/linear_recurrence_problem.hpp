@@ -132,8 +132,7 @@ inline constexpr T log2_e = T(1.4426950408889634073599246810018921L);
 
 /// The log decays of key channels i .. i + lanes - 1 for token t, where they differ by channel.
 template <class T>
-SEQMIX_ALWAYS_INLINE Batch<T> channel_log(const LinearRecurrenceHead<T>& head, Index t, Index i) {
-  const Sequence<const T>& logs = head.log_decay;
+SEQMIX_ALWAYS_INLINE Batch<T> channel_log(const Sequence<const T>& logs, Index t, Index i) {
   return load_some(logs.data() + t * logs.stride() + i, logs.channels() - i);
 }
 
@@ -165,7 +164,7 @@ void load_factors(const LinearRecurrenceHead<T>& head, Index begin, Index count,
     const Index channels = head.log_decay.channels(), pitch = factor_pitch<Decay, T>(channels, channels);
     for (Index t = 0; t < count; ++t) {
       for (Index i = 0; i < channels; i += lanes<T>) {
-        store(factors + t * pitch + i, factor_of(channel_log(head, begin + t, i)));
+        store(factors + t * pitch + i, factor_of(channel_log(head.log_decay, begin + t, i)));
       }
       if (Decay::per_value_channel && padded<T>(channels) < pitch)
         store(factors + (t + 1) * pitch - lanes<T>, broadcast(T(1)));
