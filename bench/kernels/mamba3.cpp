@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "support/cores.hpp"
 #include "support/data.hpp"
 
 namespace seqmix::bench {
@@ -57,8 +58,9 @@ struct Data {
         to, workspace);
   }
 
-  /// Tokens one by one give the same.
-  void check() {
+  /// Tokens one by one give the same; of steps, that they are finite.
+  void check(Index begin, Index length) {
+    if (begin > 0) return expect_finite(output.flat().rows(0, length), "a step");
     const Index some = std::min(output.view().length(), Index(300));
     Tensor alone(some, heads, head_dim);
     clear();
@@ -70,6 +72,8 @@ struct Data {
     outputs.expect_within(5e-5, "the recurrence");
   }
 
+  Index state_bytes() const { return Index(memory.size() * sizeof(float)); }
+
   Rng rng{6};
   Tensor query, key, value, log_decay, dt, trapezoid, angle, output, query_bias, key_bias, d;
   Buffer<double> angle_sum;
@@ -79,44 +83,17 @@ struct Data {
 
 Work least_work(Index length) { return work::mamba3(length, heads, state_dim, head_dim, angles); }
 
-Case sequence(Index length, int threads) {
-  const auto data = std::make_shared<Data>(length, threads);
-  Case result;
-  result.prepare = [=] { data->clear(); };
-  result.run = [=] { data->run(0, length); };
-  result.check = [=] { data->check(); };
-  result.work = least_work(length);
-  result.tokens = length;
-  result.state_bytes = Index(data->memory.size() * sizeof(float));
-  result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
-  return result;
+Work step_work() {
+  Work work = least_work(1);
+  work.streamed_bytes = 0;
+  work.footprint_bytes = 4.0 * heads * state_dim * head_dim;
+  work.resident_bytes = 2 * work.footprint_bytes;
+  return work;
 }
 
-Case step(int threads) {
-  constexpr Index context = 64, spare = 16;
-  const auto data = std::make_shared<Data>(context + spare, threads);
-  data->run(0, context);
-  const auto steps = std::make_shared<Index>(0);
-  Case result;
-  result.run = [=] { data->run(context + (*steps)++ % spare, 1); };
-  result.check = [=] { expect_finite(data->output.flat().rows(0, context + 1), "a step"); };
-  result.work = least_work(1);
-  result.work.streamed_bytes = 0;
-  result.work.footprint_bytes = 4.0 * heads * state_dim * head_dim;
-  result.work.resident_bytes = 2 * result.work.footprint_bytes;
-  result.tokens = 1;
-  return result;
-}
-
-const bool registered = [] {
-  for (const Index length : {Index(2048), Index(8192)}) {
-    if (length > effort().longest_core) continue;
-    add_benchmark("core/mamba3/length:" + std::to_string(length),
-                  [=](int threads) { return sequence(length, threads); });
-  }
-  add_benchmark("core_step/mamba3/context:64", [](int threads) { return step(threads); });
-  return true;
-}();
+const auto make = [](Index tokens, int threads) { return std::make_shared<Data>(tokens, threads); };
+const bool registered =
+    add_core_sequences("mamba3", make, least_work) && add_core_step("mamba3", make, step_work(), 64);
 
 }  // namespace
 }  // namespace seqmix::bench

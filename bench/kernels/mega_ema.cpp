@@ -3,6 +3,7 @@
 #include <cmath>
 #include <memory>
 
+#include "support/cores.hpp"
 #include "support/data.hpp"
 
 namespace seqmix::bench {
@@ -23,8 +24,10 @@ struct Data {
     mixer.prefill(state, x.flat().rows(begin, count), y.flat().rows(begin, count), workspace);
   }
 
+  void clear() { state = mixer.initial_state(); }
+
   /// The averages of some channels, in double.
-  void check(Index length) const {
+  void check(Index begin, Index length) const {
     const auto logistic = [](double z) { return 1 / (1 + std::exp(-z)); };
     Comparison outputs;
     for (const Index c : {Index(0), Index(5), channels - 1}) {
@@ -38,12 +41,15 @@ struct Data {
           average = q * average + p * double(weights.beta(i, 0)) * double(x.flat()(t, c));
           sum += double(weights.gamma(c, n)) / std::sqrt(double(averages)) * average;
         }
+        if (t < begin) continue;
         sum *= logistic(sum);
         outputs.add(y.flat().row(t) + c, &sum, 1);
       }
     }
     outputs.expect_within(1e-5, "the averages");
   }
+
+  Index state_bytes() const { return Index(state.memory.size() * sizeof(float)); }
 
   Rng rng{5};
   Tensor x, y;
@@ -53,44 +59,19 @@ struct Data {
   Workspace workspace;
 };
 
-Case sequence(Index length, int threads) {
-  const auto data = std::make_shared<Data>(length, threads);
-  Case result;
-  result.prepare = [=] { data->state = data->mixer.initial_state(); };
-  result.run = [=] { data->run(0, length); };
-  result.check = [=] { data->check(length); };
-  result.work = work::damped_averages(length, channels, averages);
-  result.tokens = length;
-  result.state_bytes = Index(data->state.memory.size() * sizeof(float));
-  result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
-  return result;
+Work step_work() {
+  Work work = work::damped_averages(1, channels, averages);
+  work.streamed_bytes = 0;
+  work.footprint_bytes = 4.0 * channels * averages * (1 + 3);  // the state, and the coefficients
+  work.resident_bytes = 4.0 * channels * averages * (2 + 3);
+  return work;
 }
 
-Case step(int threads) {
-  constexpr Index context = 64, spare = 16;
-  const auto data = std::make_shared<Data>(context + spare, threads);
-  data->run(0, context);
-  const auto steps = std::make_shared<Index>(0);
-  Case result;
-  result.run = [=] { data->run(context + (*steps)++ % spare, 1); };
-  result.check = [=] { data->check(context + 1); };
-  result.work = work::damped_averages(1, channels, averages);
-  result.work.streamed_bytes = 0;
-  result.work.footprint_bytes = 4.0 * channels * averages * (1 + 3);  // the state, and the coefficients
-  result.work.resident_bytes = 4.0 * channels * averages * (2 + 3);
-  result.tokens = 1;
-  return result;
-}
-
-const bool registered = [] {
-  for (const Index length : {Index(2048), Index(8192)}) {
-    if (length > effort().longest_core) continue;
-    add_benchmark("core/mega_ema/length:" + std::to_string(length),
-                  [=](int threads) { return sequence(length, threads); });
-  }
-  add_benchmark("core_step/mega_ema/context:64", [](int threads) { return step(threads); });
-  return true;
-}();
+const auto make = [](Index tokens, int threads) { return std::make_shared<Data>(tokens, threads); };
+const bool registered =
+    add_core_sequences("mega_ema", make,
+                       [](Index length) { return work::damped_averages(length, channels, averages); }) &&
+    add_core_step("mega_ema", make, step_work(), 64);
 
 }  // namespace
 }  // namespace seqmix::bench

@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "support/cores.hpp"
 #include "support/data.hpp"
 
 namespace seqmix::bench {
@@ -25,9 +26,11 @@ struct Data {
              y.flat().rows(begin, count), workspace);
   }
 
-  /// The convolution with the kernel, for some rows of some channels.
-  void check() const {
-    const Index length = x.view().length();
+  void clear() { std::fill(state.begin(), state.end(), 0.0f); }
+
+  /// The convolution with the kernel, for some rows of some channels; of steps, that they are finite.
+  void check(Index begin, Index length) const {
+    if (begin > 0) return expect_finite(y.flat().rows(0, length), "a step");
     const Matrix<double> kernel = core.kernel(length);
     Comparison outputs;
     for (const Index h : {Index(0), Index(5), channels - 1}) {
@@ -39,6 +42,8 @@ struct Data {
     }
     outputs.expect_within(1e-3, "the convolution");
   }
+
+  Index state_bytes() const { return Index(state.size() * sizeof(float)); }
 
   Rng rng{5};
   Tensor x, y;
@@ -55,43 +60,16 @@ Work least_work(Index length) {
   return {.flops = tokens * (16.0 * modes + 2), .streamed_bytes = 8 * tokens};
 }
 
-Case sequence(Index length, int threads) {
-  const auto data = std::make_shared<Data>(length, threads);
-  Case result;
-  result.prepare = [=] { std::fill(data->state.begin(), data->state.end(), 0.0f); };
-  result.run = [=] { data->run(0, length); };
-  result.check = [=] { data->check(); };
-  result.work = least_work(length);
-  result.tokens = length;
-  result.state_bytes = Index(data->state.size() * sizeof(float));
-  result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
-  return result;
+Work step_work() {
+  Work work = least_work(1);
+  work.streamed_bytes = 0;
+  work.footprint_bytes = 4.0 * channels * modes * (2 + 6);  // the state, and the coefficients
+  work.resident_bytes = 4.0 * channels * modes * (4 + 6);
+  return work;
 }
 
-Case step(int threads) {
-  constexpr Index context = 64, spare = 16;
-  const auto data = std::make_shared<Data>(context + spare, threads);
-  data->run(0, context);
-  const auto steps = std::make_shared<Index>(0);
-  Case result;
-  result.run = [=] { data->run(context + (*steps)++ % spare, 1); };
-  result.check = [=] { expect_finite(data->y.flat().rows(0, context + 1), "a step"); };
-  result.work = least_work(1);
-  result.work.streamed_bytes = 0;
-  result.work.footprint_bytes = 4.0 * channels * modes * (2 + 6);  // the state, and the coefficients
-  result.work.resident_bytes = 4.0 * channels * modes * (4 + 6);
-  result.tokens = 1;
-  return result;
-}
-
-const bool registered = [] {
-  for (const Index length : {Index(2048), Index(8192)}) {
-    if (length > effort().longest_core) continue;
-    add_benchmark("core/s4d/length:" + std::to_string(length), [=](int threads) { return sequence(length, threads); });
-  }
-  add_benchmark("core_step/s4d/context:64", [](int threads) { return step(threads); });
-  return true;
-}();
+const auto make = [](Index tokens, int threads) { return std::make_shared<Data>(tokens, threads); };
+const bool registered = add_core_sequences("s4d", make, least_work) && add_core_step("s4d", make, step_work(), 64);
 
 }  // namespace
 }  // namespace seqmix::bench

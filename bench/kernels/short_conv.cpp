@@ -3,6 +3,7 @@
 #include <cmath>
 #include <memory>
 
+#include "support/cores.hpp"
 #include "support/data.hpp"
 
 namespace seqmix::bench {
@@ -23,7 +24,9 @@ struct Data {
     mixer.prefill(state, x.flat().rows(begin, count), y.flat().rows(begin, count), workspace);
   }
 
-  void check(Index length) const {
+  void clear() { state = mixer.initial_state(); }
+
+  void check(Index, Index length) const {
     Comparison outputs;
     for (const Index t : sampled_rows(length)) {
       for (Index c = 0; c < channels; ++c) {
@@ -39,6 +42,8 @@ struct Data {
     outputs.expect_within(1e-6, "the convolution");
   }
 
+  Index state_bytes() const { return Index(state.inputs.size() * sizeof(float)); }
+
   Rng rng{5};
   Tensor x, y;
   ShortConv<float>::Weights weights;
@@ -47,28 +52,10 @@ struct Data {
   Workspace workspace;
 };
 
-Case sequence(Index length, int threads) {
-  const auto data = std::make_shared<Data>(length, threads);
-  Case result;
-  result.prepare = [=] { data->state = data->mixer.initial_state(); };
-  result.run = [=] { data->run(0, length); };
-  result.check = [=] { data->check(length); };
-  result.work = work::short_convolution(length, channels, width);
-  result.tokens = length;
-  result.state_bytes = Index(data->state.inputs.size() * sizeof(float));
-  result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
-  return result;
-}
-
-const bool registered = [] {
-  // The first stays in a cache, the others stream.
-  for (const Index length : {Index(64), Index(2048), Index(8192)}) {
-    if (length > effort().longest_core) continue;
-    add_benchmark("core/short_conv/length:" + std::to_string(length),
-                  [=](int threads) { return sequence(length, threads); });
-  }
-  return true;
-}();
+// The first stays in a cache, the others stream.
+const bool registered = add_core_sequences(
+    "short_conv", [](Index tokens, int threads) { return std::make_shared<Data>(tokens, threads); },
+    [](Index length) { return work::short_convolution(length, channels, width); }, {64, 2048, 8192});
 
 }  // namespace
 }  // namespace seqmix::bench

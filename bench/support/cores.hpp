@@ -1,6 +1,7 @@
 // Benchmarks of core functions with a state: a whole sequence, and a single token after others.
 #pragma once
 
+#include <initializer_list>
 #include <memory>
 #include <string>
 
@@ -8,8 +9,8 @@
 
 namespace seqmix::bench {
 
-/// Registers core/<name>/length:2048 and 8192, and core_step/<name>/context:2048. make(tokens, threads) gives a shared
-/// pointer to what the core runs on, in the state of no tokens, with members
+/// Registers core/<name>/length:... for these lengths. make(tokens, threads) gives a shared pointer to what the core runs
+/// on, in the state of no tokens, with members
 ///
 ///   void run(Index begin, Index count);      runs these tokens, on from the state
 ///   void clear();                            to the state of no tokens
@@ -17,14 +18,11 @@ namespace seqmix::bench {
 ///   Index state_bytes() const;
 ///   Workspace workspace;
 ///
-/// whole(length) is the minimum work of a sequence, `step` that of a token. Returns true.
+/// whole(length) is the minimum work of a sequence. Returns true.
 template <class Make, class WorkOf>
-bool add_core(const std::string& name, const Make& make, const WorkOf& whole, const Work& step) {
-  const auto finish = [](Case& result, const auto& data) {
-    result.state_bytes = data->state_bytes();
-    result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
-  };
-  for (const Index length : {Index(2048), Index(8192)}) {
+bool add_core_sequences(const std::string& name, const Make& make, const WorkOf& whole,
+                        std::initializer_list<Index> lengths = {2048, 8192}) {
+  for (const Index length : lengths) {
     if (length > effort().longest_core) continue;
     add_benchmark("core/" + name + "/length:" + std::to_string(length), [=](int threads) {
       const auto data = make(length, threads);
@@ -34,11 +32,18 @@ bool add_core(const std::string& name, const Make& make, const WorkOf& whole, co
       result.check = [=] { data->check(0, length); };
       result.work = whole(length);
       result.tokens = length;
-      finish(result, data);
+      result.state_bytes = data->state_bytes();
+      result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
       return result;
     });
   }
-  constexpr Index context = 2048, spare = 16;  // steps go round the spare tokens, which follow the context
+  return true;
+}
+
+/// Registers core_step/<name>/context:..., one token after that many. `step` is the minimum work of a token; make as above.
+template <class Make>
+bool add_core_step(const std::string& name, const Make& make, const Work& step, Index context = 2048) {
+  constexpr Index spare = 16;  // steps go round the spare tokens, which follow the context
   add_benchmark("core_step/" + name + "/context:" + std::to_string(context), [=](int threads) {
     const auto data = make(context + spare, threads);
     data->run(0, context);
@@ -48,10 +53,17 @@ bool add_core(const std::string& name, const Make& make, const WorkOf& whole, co
     result.check = [=] { data->check(context, context + 1); };
     result.work = step;
     result.tokens = 1;
-    finish(result, data);
+    result.state_bytes = data->state_bytes();
+    result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
     return result;
   });
   return true;
+}
+
+/// Both.
+template <class Make, class WorkOf>
+bool add_core(const std::string& name, const Make& make, const WorkOf& whole, const Work& step) {
+  return add_core_sequences(name, make, whole) && add_core_step(name, make, step);
 }
 
 }  // namespace seqmix::bench

@@ -58,13 +58,12 @@ class LongConvolution {
 
   /// filter [c H, W]: rows j H .. j H + H - 1 make the j-th outputs of all channels,
   /// y_t = sum over l < W of filter[l] x_{t-l}; any floating-point type, rounded to T. Taps from `length` on meet no
-  /// token
-  /// and are not looked at. Throws std::invalid_argument, in the name of `operation`, where it has no taps or not
-  /// a number of rows that `channels` divides; so do the others.
+  /// token and are not looked at. Throws std::invalid_argument, in the name of `operation`, where it has no taps or not a
+  /// number of rows that `channels` divides; so do the others.
   template <class Filter>
   static LongConvolution causal(std::string_view operation, Index channels, Index length, const Filter& filter) {
     const Index taps = filter.cols();
-    return {channels, outputs_of(operation, channels, "filter", filter), length, true,
+    return {channels, outputs_of(operation, channels, filter), length, true,
             [&](Index row, Index lag) { return lag < taps ? T(filter(row, lag)) : T(0); }};
   }
 
@@ -72,7 +71,7 @@ class LongConvolution {
   template <class Filter, class Later>
   static LongConvolution bidirectional(std::string_view operation, Index channels, Index length, const Filter& filter,
                                        const Later& later) {
-    const Index outputs = outputs_of(operation, channels, "filter", filter);
+    const Index outputs = outputs_of(operation, channels, filter);
     expect_shape(operation, "later", {filter.rows(), later.cols()}, later);
     return {channels, outputs, length, false, [&](Index row, Index lag) {
               if (lag >= 0) return lag < filter.cols() ? T(filter(row, lag)) : T(0);
@@ -84,7 +83,7 @@ class LongConvolution {
   template <class Filter>
   static LongConvolution circular(std::string_view operation, Index channels, const Filter& filter) {
     const Index period = filter.cols();
-    return {channels, outputs_of(operation, channels, "filter", filter), period, false,
+    return {channels, outputs_of(operation, channels, filter), period, false,
             [&](Index row, Index lag) { return T(filter(row, lag < 0 ? lag + period : lag)); }};
   }
 
@@ -143,8 +142,8 @@ class LongConvolution {
   }
 
   template <class Filter>
-  static Index outputs_of(std::string_view operation, Index channels, std::string_view name, const Filter& filter) {
-    expect(filter.cols() > 0, operation, name, "must have at least one column");
+  static Index outputs_of(std::string_view operation, Index channels, const Filter& filter) {
+    expect(filter.cols() > 0, operation, "filter", "must have at least one column");
     expect_divides(operation, "channels", channels, "rows of the filter", filter.rows());
     return channels > 0 ? filter.rows() / channels : 0;
   }

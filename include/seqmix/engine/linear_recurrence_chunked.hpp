@@ -145,7 +145,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       if constexpr (Decay::any) after *= factor(s, i);
     }
     store(result.decay + i, after);
-    most = xsimd::max(after, most);
+    most = max(after, most);
     for (Index t = 0; t < tokens; ++t) {
       if constexpr (Decay::any) {
         if (t >= lag) before *= factor(t - lag, i);

@@ -146,7 +146,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       if constexpr (Decay::any && back > 0) after *= factor[s];
     });
     store(rows, after);
-    most = xsimd::max(after, most);
+    most = max(after, most);
     unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
       T* const probe = result.probes + (i * Tokens + t * width);
       const Batch<T> a = load(probes.row(t) + i), q = load(queries.row(t) + i);

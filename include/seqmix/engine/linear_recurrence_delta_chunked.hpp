@@ -76,7 +76,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       if constexpr (Decay::any) after *= factor(s, i);
     }
     store(result.decay + i, after);
-    most = xsimd::max(after, most);
+    most = max(after, most);
     for (Index t = 0; t < tokens; ++t) {
       if constexpr (low_rank) store(result.probe + t * pitch + i, load(probes.row(t) + i) * before);
       if constexpr (Decay::any) before *= factor(t, i);

@@ -62,7 +62,7 @@ struct CoefficientRows {
 
   /// Multiplies those of key channels i .. i + lanes - 1 by `factor`.
   void scale(Index i, const Batch<T>& factor) const {
-    if (xsimd::all(factor == broadcast(T(1)))) return;
+    if (all(factor == broadcast(T(1)))) return;
     for (Index r = 0; r < rows; ++r) {
       T* const x = data + i / lanes<T> * vector_stride + r * row_stride;
       store(x, load(x) * factor);
@@ -74,7 +74,7 @@ struct CoefficientRows {
 /// products of the factors of a group's tokens.
 template <class T>
 SEQMIX_ALWAYS_INLINE bool some_weak(const Batch<T>& most) {
-  return xsimd::any(most > broadcast(1 - strong_decay<T>));
+  return any(most > broadcast(1 - strong_decay<T>));
 }
 
 // These get the sequence of logarithms, by value: a reference to a head would keep all of it out of registers, in kernels that
@@ -101,7 +101,7 @@ template <class Decay, class T>
       for (Index t = first + 1; !Decay::constant && t < first + tokens; ++t) logs += log(t, i);
       if (Decay::constant) logs *= broadcast(T(tokens));
       T* const rest = pending + lanes<T> + i;
-      const Batch<T> total = load(rest) + logs, size = xsimd::abs(total);
+      const Batch<T> total = load(rest) + logs, size = abs(total);
       const auto weak = size < broadcast(strong_decay<T>), waits = size < broadcast(least_decay<T>);
       const Batch<T> loss = expm1_fraction(total), rounded = one + loss;
       before = one + load(rest);
@@ -148,7 +148,7 @@ template <class T>
     const Batch<T> log = channel_log(log_decay, t, i),
                    noise = noise_of(load(key + i), load(query + i), broadcast(value));
     T* const d = decay.data + i / lanes<T> * decay.vector_stride;
-    store(d, select(xsimd::abs(log) < broadcast(weak_decay<T>), dithered_factor(log, noise), load(d)));
+    store(d, select(abs(log) < broadcast(weak_decay<T>), dithered_factor(log, noise), load(d)));
   }
 }
 

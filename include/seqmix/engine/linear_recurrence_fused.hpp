@@ -116,7 +116,7 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
       }
     });
     store(rows, decay_after);
-    most = xsimd::max(decay_after, most);
+    most = max(decay_after, most);
     Batch<T> decay_before = factor[0];
     unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
       const Batch<T> q = load(queries.row(t) + i);

@@ -24,11 +24,12 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
   using Delta = decltype(problem.delta);
   constexpr Index width = lanes<T>, row_vectors = Coefficients::row_vectors, key_row = row_vectors - 2;
   const Index key_dim = problem.key_dim();
-  const T* log_decay = Decay::constant ? nullptr : head.log_decay.data() + t * head.log_decay.stride();
+  const Index log_row = Decay::constant ? 0 : t;
+  [[maybe_unused]] const T* const log_decay = Decay::any ? head.log_decay.row(log_row) : nullptr;
   [[maybe_unused]] const bool empty = key_dim == 0 || problem.value_dim() == 0;
   Batch<T> head_decay = broadcast(T(1));
   if constexpr (Decay::any && !Decay::per_channel) {
-    const T log = head.log_decay.data()[t * head.log_decay.stride()];
+    const T log = *log_decay;
     if (dithers<T> && !empty && std::abs(log) < weak_decay<T>) {
       const auto first = [](const TokenRows<T>& rows) { return broadcast(*rows.data); };
       head_decay = dithered_factor(broadcast(log),
@@ -48,7 +49,7 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
     if constexpr (Decay::per_channel && !Decay::constant) {
       d = factor_of(load_some(log_decay + i, channels));
     }
-    if constexpr (Decay::per_channel) most = xsimd::max(d, most);
+    if constexpr (Decay::per_channel) most = max(d, most);
     if constexpr (Delta::low_rank) {
       const Batch<T> b = load(staged.b.data + i);
       b_dot = fma(q, b, b_dot);
@@ -68,9 +69,8 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
       Batch<T> z = load(key_sum + i);
       sum = fma(q, whole_key_sum<Decay>(z, key_sum, padded<T>(key_dim), i), sum);
       if constexpr (Decay::any) {
-        const Batch<T> log = Decay::per_channel ? channel_log(head.log_decay, t, i)
-                                                : broadcast(*head.log_decay.row(Decay::constant ? 0 : t));
-        const auto weak = xsimd::abs(log) < broadcast(weak_decay<T>);
+        const Batch<T> log = Decay::per_channel ? load_some(log_decay + i, channels) : broadcast(*log_decay);
+        const auto weak = abs(log) < broadcast(weak_decay<T>);
         store(key_sum + i, select(weak, z + fma(z, expm1_fraction(log), k), fma(z, d, k)));
       } else {
         store(key_sum + i, z + k);
@@ -100,9 +100,9 @@ SEQMIX_ALWAYS_INLINE void prepare_token(const Problem& problem, const LinearRecu
         problem.normalizer.output_scale / (reduce_add(sum) + key_mix + problem.normalizer.epsilon);
   }
   if constexpr (Decay::per_channel && dithers<T>) {
-    if (xsimd::any(most > broadcast(1 - weak_decay<T>)) && !empty) [[unlikely]] {
-      dither_weak_decays(head.log_decay, Decay::constant ? 0 : t, key_dim, staged.queries.data, staged.keys.data,
-                         *head.value.row(t), {result.rows, row_vectors * width, width, 1});
+    if (any(most > broadcast(1 - weak_decay<T>)) && !empty) [[unlikely]] {
+      dither_weak_decays(head.log_decay, log_row, key_dim, staged.queries.data, staged.keys.data, *head.value.row(t),
+                         {result.rows, row_vectors * width, width, 1});
     }
   }
 }

@@ -20,10 +20,10 @@ SEQMIX_ALWAYS_INLINE void softmax_row(const T* from, Index count, T scale, T eps
   const Index whole = count - count % lanes<T>, rest = count - whole;
   const BatchMask<T> exists = lane_index<T>() < broadcast(T(rest));
   Batch<T> last = broadcast(least), most = last;
-  for (Index i = 0; i < whole; i += lanes<T>) most = xsimd::max(most, load(from + i));
+  for (Index i = 0; i < whole; i += lanes<T>) most = max(most, load(from + i));
   if (rest > 0) {
     last = select(exists, load_partial(from + whole, rest), last);
-    most = xsimd::max(most, last);
+    most = max(most, last);
   }
   // The largest exponent is 0. A NaN may be missed here, and reaches the sum all the same.
   const Batch<T> largest = broadcast(reduce_max(most));

@@ -37,7 +37,7 @@ struct BoundedGate {
   Batch<T> kept, admitted;
 
   SEQMIX_ALWAYS_INLINE BoundedGate(const Batch<T>& f, const Batch<T>& bound) {
-    const Batch<T> one = broadcast(T(1)), power = exp_decay(-xsimd::abs(f));
+    const Batch<T> one = broadcast(T(1)), power = exp_decay(-abs(f));
     const Batch<T> large = divide(one, one + power), small = power * large;
     const auto open = f > broadcast(T(0));
     const Batch<T> rest = one - bound;

@@ -240,7 +240,7 @@ class Mamba3 : public RecurrentMixerBase<Mamba3<T>, T> {
       map_row(
           dt.channels(), decay.row(t),
           [&](const Batch<T>& a, const Batch<T>& step) SEQMIX_INLINE_LAMBDA {
-            const Batch<T> rate = xsimd::select(a >= broadcast(T(0)), one + a, one / (one - a));
+            const Batch<T> rate = select(a >= broadcast(T(0)), one + a, one / (one - a));
             return -max_propagating(rate, least) * step;
           },
           decay.row(t), dt.row(t));

@@ -176,7 +176,7 @@ class RgLru : public detail::DocumentMixer<RgLru<T>, RecurrentMixerBase<RgLru<T>
         map_row(
             W, input.row(t),
             [](const Batch<T>& i, const Batch<T>& log_a, const Batch<T>& in)
-                SEQMIX_INLINE_LAMBDA { return xsimd::sqrt(-expm1(log_a + log_a)) * sigmoid(i) * in; },
+                SEQMIX_INLINE_LAMBDA { return sqrt(-expm1(log_a + log_a)) * sigmoid(i) * in; },
             static_cast<const T*>(input.row(t)), static_cast<const T*>(decay.row(t)), x.row(t));
       }
     });
