@@ -1,5 +1,5 @@
-// Causal convolutions with filters as long as the sequence, by Fourier transforms: at once, one token at a time, and by
-// FFTW where the machine has it. Spectra are prepared beforehand.
+// Causal convolutions with filters as long as the sequence, by Fourier transforms: at once, in pieces, one token at a time,
+// and by FFTW where the machine has it. Spectra are prepared beforehand.
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -7,6 +7,7 @@
 #include <seqmix/engine/convolution_streaming.hpp>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include "support/data.hpp"
 
@@ -70,21 +71,29 @@ Case transforms(Index length, Index channels, int threads) {
   return result;
 }
 
-/// One token after the other; the work is that of the whole sequence at once.
-Case streaming(Index length, Index channels, int threads) {
+/// From a state, `piece` tokens at a time; the work is that of the whole sequence at once.
+Case streaming(Index length, Index channels, Index piece, int threads) {
   struct Data : Inputs {
     Data(Index of_length, Index of_channels, int of_threads)
-        : Inputs(of_length, of_channels), convolution("convolution", filter), workspace(executor(of_threads)) {}
+        : Inputs(of_length, of_channels),
+          convolution("convolution", of_channels, filter),
+          state(std::size_t(convolution.state_shape().size())),
+          workspace(executor(of_threads)) {}
     StreamingConvolution<float> convolution;
-    StreamingConvolution<float>::State state;
+    Buffer<float> state;
     Workspace workspace;
   };
   const auto data = std::make_shared<Data>(length, channels, threads);
   Case result = case_of(length, channels);
-  result.prepare = [=] { data->state = data->convolution.initial_state(); };
-  result.run = [=] { data->convolution.run(data->state, data->x.flat(), data->y.flat(), data->workspace); };
+  result.prepare = [=] { std::fill(data->state.begin(), data->state.end(), 0.0f); };
+  result.run = [=] {
+    for (Index t = 0; t < length; t += piece) {
+      data->convolution.run(data->state.data(), t, data->x.flat().rows(t, piece), data->y.flat().rows(t, piece),
+                            data->workspace);
+    }
+  };
   result.check = [=] { data->check([&](Index t, Index h) { return data->y.flat()(t, h); }); };
-  result.state_bytes = Index(2 * data->convolution.initial_state().inputs.size() * sizeof(float));
+  result.state_bytes = Index(data->state.size() * sizeof(float));
   result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
   return result;
 }
@@ -164,8 +173,10 @@ const bool registered = [] {
     }
   }
   for (const Index length : {4096, 65536}) {
-    add_benchmark("kernel/convolution/streaming/channels:64/length:" + std::to_string(length),
-                  [=](int threads) { return streaming(length, 64, threads); });
+    for (const auto& [name, piece] : {std::pair("streaming", 1), std::pair("pieces_of_512", 512)}) {
+      add_benchmark(std::string("kernel/convolution/") + name + "/channels:64/length:" + std::to_string(length),
+                    [=, rows = Index(piece)](int threads) { return streaming(length, 64, rows, threads); });
+    }
   }
   return true;
 }();

@@ -24,7 +24,6 @@ const std::set<std::string> pending = {
     "h3",
     "hyena",
     "linformer",
-    "long_conv",
     "longformer",
     "mega",
     "moba",

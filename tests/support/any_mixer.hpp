@@ -58,6 +58,7 @@ class AnyMixer {
   virtual std::string_view name() const = 0;  ///< the operator id that messages begin with
   virtual Index channels() const = 0;
   virtual Direction direction() const = 0;
+  virtual Causality causality() const = 0;
   virtual bool recurrent() const = 0;  ///< has states, prefill and step
   virtual bool batched() const = 0;    ///< has prefill and step for several sequences
   virtual StateGrowth growth() const = 0;
@@ -144,6 +145,7 @@ class MixerOf final : public AnyMixer<typename M::Scalar> {
   std::string_view name() const override { return name_; }
   Index channels() const override { return mixer_.channels(); }
   Direction direction() const override { return M::direction; }
+  Causality causality() const override { return causality_of<M>; }
   bool recurrent() const override { return RecurrentMixer<M>; }
   bool batched() const override { return has_batches; }
   StateGrowth growth() const override {

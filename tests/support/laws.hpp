@@ -5,7 +5,8 @@
 //   pieces     prefill over any cuts, empty ones too, mixed with step = forward
 //   state      after steps and after pieces the continuations agree too
 //   fork       a copied state continues with the same bits; advancing one never changes the other
-//   causality  y[0 .. t) keeps every bit when x[t ..) changes, to NaN and infinity too
+//   causality  y[0 .. t) keeps every bit when x[t ..) changes, to NaN and infinity too; of a mixer with rounded causality
+//              it moves by rounding errors at most, when x[t ..) changes to numbers of other sizes
 //   threads    the same bits for every executor, and for concurrent callers of one mixer
 //   quiet      once the workspace is warm, step and prefill allocate nothing and step makes no system call
 //   save       a state written to bytes and read back continues with the same bits; other bytes are refused

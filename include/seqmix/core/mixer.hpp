@@ -30,6 +30,13 @@ enum class Direction {
   bidirectional  ///< all
 };
 
+/// Whether rows of a causal mixer's output keep their bits when later rows of the input change.
+enum class Causality {
+  exact,  ///< all of them
+  rounded  ///< those of forward and prefill may change by rounding errors relative to the largest rows, because they pass
+           ///< through Fourier transforms of many rows; and where a later number is not finite, they need not be
+};
+
 /// A sequence-mixing operator with its weights.
 ///
 /// Semantic requirements: forward is pure (the same bits for the same x, from any thread) and total (it writes all of
@@ -48,9 +55,18 @@ concept Mixer = std::floating_point<typename M::Scalar> &&
                   mixer.forward(x, y, workspace);
                 };
 
-/// A mixer whose rows y[0 .. t] never depend on x[t + 1 ..], to the bit.
+/// A mixer whose rows y[0 .. t] never depend on x[t + 1 ..], to the bit unless causality_of<M> is rounded.
 template <class M>
 concept CausalMixer = Mixer<M> && (M::direction == Direction::causal);
+
+/// M::causality, or exact where M has no such member.
+template <class M>
+inline constexpr Causality causality_of = Causality::exact;
+template <class M>
+  requires requires {
+    { M::causality } -> std::convertible_to<Causality>;
+  }
+inline constexpr Causality causality_of<M> = M::causality;
 
 /// A causal mixer that continues a sequence from a state.
 ///
@@ -102,6 +118,7 @@ void expect_input_output(std::string_view operation, Index channels, const Seque
 ///
 ///   static constexpr std::string_view name;                      the operator id, for messages
 ///   static constexpr StateGrowth growth;
+///   static constexpr Causality causality;                        only where it is rounded
 ///   struct Config, struct Weights (with visit, see core/parameters.hpp), a constructor (Config, const Weights&), and
 ///     static Weights random_weights(const Config&, Rng&)
 ///   struct State with visit (see core/parameters.hpp), which calls visitor("name", field) for every Tensor<T> and Index

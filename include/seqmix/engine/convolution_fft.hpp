@@ -6,8 +6,11 @@
 //
 // Causal filters have no taps at negative lags; a circular convolution of period P is one whose tap at lag -l is that
 // at P - l. All take the same time: one transform of N, a product with a spectrum that is prepared once, and one back
-// (engine/fft.hpp). Filters of a few dozen taps are better summed directly. The error of all outputs of a channel is
-// relative to the largest ones: 4 eps log2(N) of their root mean square.
+// (engine/fft.hpp). Filters of a few dozen taps are better summed directly.
+//
+// The error of all outputs of a channel is relative to the largest ones: 4 eps log2(N) of their root mean square. So where a
+// causal filter is meant, outputs do depend on later inputs, by such a rounding error; an input that is not a number, or that
+// overflows, leaves no number in the outputs of its channel, those before it included.
 #pragma once
 
 #include <algorithm>
@@ -18,6 +21,7 @@
 #include <seqmix/core/workspace.hpp>
 #include <seqmix/engine/fft.hpp>
 #include <string_view>
+#include <vector>
 
 namespace seqmix::inline SEQMIX_ARCH {
 
@@ -95,16 +99,61 @@ class LongConvolution {
 
   /// Convolves x [L, H] into y [L', c H], for L and L' up to length(): x is followed by zeros. x and y may not overlap.
   /// O(c H N log N) time on all threads of the workspace; allocates nothing once it is warm.
-  void run(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const { convolve<false>(x, y, workspace); }
+  void run(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    if (y.length() > 0) convolve<false>(x, y.heads(outputs_), {}, workspace);
+  }
 
-  /// The same, added to what y holds.
-  void add(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const { convolve<true>(x, y, workspace); }
+  /// The same in parts: y [L', c, H], which is added to if `add`; to rest [L'', c, H], up to N rows, is added what a causal
+  /// filter gives to outputs N, N + 1 .. ; either may be of length 0. On this thread alone if `alone`.
+  template <bool add>
+  void convolve(ConstSequence<T> x, HeadSequence<T> y, HeadSequence<T> rest, Workspace& workspace,
+                bool alone = false) const {
+    assert(x.channels() == channels_ && x.length() <= longest_ && y.length() <= longest_);
+    const auto body = [&](Index piece, Workspace& local) {
+      const Index j = piece / vectors(), v = piece % vectors(), count = lanes_of(v);
+      const T* const spectrum = spectra_.data() + piece * transform_.spectrum_size();
+      T* const points = local.take<T>(transform_.spectrum_size()).data();
+      const T* const from = x.data() + v * width;
+      if (count == width) {
+        transform_.multiply({from, x.length(), x.stride()}, spectrum, points);
+        if (y.length() > 0) {
+          transform_.template write<add>(points, {y.row(0, j) + v * width, y.length(), y.row_stride()});
+        }
+        if (rest.length() > 0) {
+          transform_.write_rest(points, {rest.row(0, j) + v * width, rest.length(), rest.row_stride()});
+        }
+        return;
+      }
+      // Registers that the channels don't fill: whole rows in scratch.
+      T* const rows = local.take<T>(transform_.length() * width).data();
+      for (Index t = 0; t < x.length(); ++t) store(rows + t * width, load_partial(from + t * x.stride(), count));
+      transform_.multiply({rows, x.length(), width}, spectrum, points);
+      const auto write = [&](HeadSequence<T> to, bool adds) {
+        for (Index t = 0; t < to.length(); ++t) {
+          T* const row = to.row(t, j) + v * width;
+          const Batch<T> sum = load(rows + t * width);
+          store_partial(row, adds ? load_partial(row, count) + sum : sum, count);
+        }
+      };
+      transform_.write(points, {rows, y.length(), width});
+      write(y, add);
+      if (rest.length() == 0) return;
+      std::fill_n(rows, rest.length() * width, T(0));
+      transform_.write_rest(points, {rows, rest.length(), width});
+      write(rest, true);
+    };
+    if (!alone) return workspace.parallel_for(outputs_ * vectors(), body);
+    for (Index piece = 0; piece < outputs_ * vectors(); ++piece) {
+      const auto frame = workspace.frame();
+      body(piece, workspace);
+    }
+  }
 
-  /// Makes the workspace warm for whatever sequences on the serial executor.
+  /// Makes the workspace warm for whatever sequences on one thread.
   void reserve(Workspace& workspace) const {
     const auto frame = workspace.frame();
     workspace.take<T>(transform_.spectrum_size());
-    workspace.take<T>(longest_ * width);
+    workspace.take<T>(transform_.length() * width);
   }
 
  private:
@@ -112,34 +161,6 @@ class LongConvolution {
 
   Index vectors() const { return (channels_ + width - 1) / width; }
   Index lanes_of(Index v) const { return std::min(width, channels_ - v * width); }
-
-  template <bool add>
-  void convolve(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
-    assert(x.channels() == channels_ && y.channels() == outputs());
-    assert(x.length() <= longest_ && y.length() <= longest_);
-    if (y.length() == 0) return;
-    workspace.parallel_for(outputs_ * vectors(), [&](Index piece, Workspace& local) {
-      const Index j = piece / vectors(), v = piece % vectors(), count = lanes_of(v);
-      const T* const spectrum = spectra_.data() + piece * transform_.spectrum_size();
-      T* const points = local.take<T>(transform_.spectrum_size()).data();
-      const T* const from = x.data() + v * width;
-      T* const to = y.data() + j * channels_ + v * width;
-      if (count == width) {
-        transform_.template convolve<add>({from, x.length(), x.stride()}, spectrum, {to, y.length(), y.stride()},
-                                          points);
-        return;
-      }
-      // Registers that the channels don't fill: whole rows in scratch.
-      T* const rows = local.take<T>(std::max(x.length(), y.length()) * width).data();
-      for (Index t = 0; t < x.length(); ++t) store(rows + t * width, load_partial(from + t * x.stride(), count));
-      transform_.convolve({rows, x.length(), width}, spectrum, {rows, y.length(), width}, points);
-      for (Index t = 0; t < y.length(); ++t) {
-        T* const row = to + t * y.stride();
-        const Batch<T> sum = load(rows + t * width);
-        store_partial(row, add ? load_partial(row, count) + sum : sum, count);
-      }
-    });
-  }
 
   template <class Filter>
   static Index outputs_of(std::string_view operation, Index channels, const Filter& filter) {
@@ -151,6 +172,67 @@ class LongConvolution {
   Index channels_ = 0, outputs_ = 0, longest_ = 0;
   RightAngleTransform<T> transform_;
   Buffer<T> spectra_;  // [output][vector of channels][N][2][lane]
+};
+
+/// Convolutions whose filters are used once: their spectra are made on the way, which takes as long again.
+template <std::floating_point T>
+class OneTimeConvolution {
+ public:
+  OneTimeConvolution() = default;
+
+  /// For sequences up to `longest` rows. O(longest) time and memory; allocates.
+  explicit OneTimeConvolution(Index longest) {
+    Index rows = 0;
+    do {
+      transforms_.emplace_back(rows + 1);
+      rows = transforms_.back().length();
+    } while (rows < longest);
+  }
+
+  /// x [L, H] into y [L, c H], not overlapping: y_t[j H + h] = sum over s < L of taps(t - s)[j H + h] x_s[h], where taps(lag),
+  /// |lag| < L, points to c H numbers, or is null: zeros. O(c H L log L) time on all threads of the workspace; allocates
+  /// nothing once it is warm.
+  template <class Taps>
+  void run(Index outputs, const Taps& taps, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    const Index length = x.length(), channels = x.channels(), vectors = (channels + width - 1) / width;
+    assert(y.length() == length && y.channels() == outputs * channels);
+    std::size_t which = 0;
+    while (transforms_[which].length() < length) ++which;
+    const RightAngleTransform<T>& transform = transforms_[which];
+    const Index rows = transform.length();
+    workspace.parallel_for(outputs * vectors, [&](Index piece, Workspace& local) {
+      const Index v = piece % vectors, count = std::min(width, channels - v * width);
+      const Index column = piece / vectors * channels + v * width;
+      T* const lanes_of_rows = local.take<T>(rows * width).data();
+      T* const spectrum = local.take<T>(transform.spectrum_size()).data();
+      T* const points = local.take<T>(transform.spectrum_size()).data();
+      const auto gather = [&](const auto& row) {
+        for (Index i = 0; i < rows; ++i) {
+          const T* const from = row(i);
+          store(lanes_of_rows + i * width, from == nullptr  ? broadcast(T(0))
+                                           : count == width ? load(from)
+                                                            : load_partial(from, count));
+        }
+        return LaneRows<const T>{lanes_of_rows, rows, width};
+      };
+      const auto taps_at = [&](Index lag) -> const T* {
+        const T* const row = lag < length && lag > -length ? taps(lag) : nullptr;
+        return row == nullptr ? nullptr : row + column;
+      };
+      transform.forward(gather([&](Index i) { return taps_at(i); }), spectrum);
+      transform.forward(gather([&](Index i) { return i == 0 ? nullptr : taps_at(i - rows); }), points);
+      transform.combine(spectrum, points);
+      transform.multiply(gather([&](Index i) { return i < length ? x.row(i) + v * width : nullptr; }), spectrum,
+                         points);
+      transform.write(points, {lanes_of_rows, length, width});
+      for (Index t = 0; t < length; ++t) store_partial(y.row(t) + column, load(lanes_of_rows + t * width), count);
+    });
+  }
+
+ private:
+  static constexpr Index width = lanes<T>;
+
+  std::vector<RightAngleTransform<T>> transforms_;  // of 16, 32 .. rows
 };
 
 }  // namespace seqmix::inline SEQMIX_ARCH

@@ -1,125 +1,234 @@
-// Causal convolution with long filters, one token at a time: exact, in O(log(W)^2) for a token and channel on average.
+// Causal convolution with filters of any length: over whole sequences, on from a state, and one token at a time.
 //
-//   y_t[h] = sum over l < W of filter[h][l] x_{t-l}[h]
+//   y_t[j H + h] = sum over l < W of filter[j H + h][l] x_{t-l}[h]
 //
-//   Glossary  H channels   W taps   B tokens of a block   U tokens of a tile: B, 2 B, 4 B .. P, the first >= W - 1
+//   Glossary  H channels   c outputs of a channel   W taps   B tokens of a block   P period, a power of two >= W
 //   Source    van der Hoeven 2002, "Relax, but don't be too lazy" (relaxed multiplication); Oncescu et al. 2024,
 //             arXiv:2410.12982 (for convolutional models)
 //
-// Pairs of an input and a later output are covered by tiles, each once. Those within a block of B tokens are summed
-// directly when the output is due. After n tokens that end a block, let U be the largest power of two that divides n,
-// at most P: the last U inputs give to the next U outputs what taps 1 .. 2 U - 1 make of them, by one transform of
-// length U (engine/convolution_fft.hpp, with the tap at lag U + l put at lag l). Sums of the next P outputs keep what is
-// to come, so inputs and sums are rings of P rows, however many tokens there are. A step that ends a block of P tokens
-// takes O(P log P): the schedule is amortised, without a deadline.
+// Few taps are summed directly (engine/convolution.hpp), from a ring of the last P inputs. Of more, pairs of an input and a
+// later output are covered by tiles, each once. Those within a block of B tokens are summed directly when the output is due.
+// After n tokens that end a block, let U be the largest power of two that divides n, at most P: the last U inputs give to
+// the next U outputs what taps 1 .. 2 U - 1 make of them, by one transform of length U (engine/convolution_fft.hpp, with the
+// tap at lag U + l put at lag l). Sums of the next P outputs keep what is to come, so inputs and sums are rings of P rows,
+// however many tokens there are: O(log(W)^2) for a token and channel on average. A step that ends a block of P tokens takes
+// O(P log P): the schedule is amortised, without a deadline.
+//
+// When n is divisible by U, all that comes before has been added to the sums of the next U outputs. So where the next U inputs
+// are there at once, what they give to each other is one more transform, with taps 0 .. U - 1, instead of U steps; a piece of a
+// sequence is cut into such tiles. A whole sequence that leaves no state is one transform, or one for every P tokens.
+//
+// Steps never look ahead. Over pieces of 64 tokens and more, and whole sequences, an output depends on later inputs of the same
+// transform as said in engine/convolution_fft.hpp: by rounding errors relative to the largest outputs of its channel, and
+// where one of them is not a number. Filters that are summed directly are exact.
 #pragma once
 
 #include <algorithm>
 #include <bit>
 #include <cassert>
 #include <seqmix/core/error.hpp>
-#include <seqmix/core/tensor.hpp>
 #include <seqmix/core/view.hpp>
 #include <seqmix/core/workspace.hpp>
+#include <seqmix/engine/convolution.hpp>
 #include <seqmix/engine/convolution_fft.hpp>
 #include <string_view>
 #include <vector>
 
 namespace seqmix::inline SEQMIX_ARCH {
 
-/// A causal convolution that is fed token by token, with its filters.
+/// A causal convolution with its filters, by sums or by transforms, whichever takes less time.
 template <std::floating_point T>
 class StreamingConvolution {
  public:
-  /// What was seen so far. A copy continues by itself.
-  struct State {
-    Index position = 0;  // tokens seen
-    Tensor<T> inputs;    // [P, H, padded to whole cache lines]: input s in row s mod P
-    Tensor<T> sums;      // the same: in row t mod P what output t has received so far, for the next P of them
-  };
+  /// Most taps that are summed directly.
+  static constexpr Index direct_taps = 64;
 
   /// No channels.
   StreamingConvolution() = default;
 
-  /// filter [H, W], of any floating-point type, rounded to T. O(H P log P) time; allocates 4 P numbers for each
-  /// channel. Throws std::invalid_argument, in the name of `operation`, where it has no taps or no rows.
+  /// filter [c H, W]: rows j H .. j H + H - 1 make the j-th outputs of all channels; any floating-point type, rounded to T.
+  /// O(c H P log P) time; allocates 6 c P numbers for each channel. Throws std::invalid_argument, in the name of
+  /// `operation`, where it has no taps or not a number of rows that `channels` divides.
   template <class Filter>
-  StreamingConvolution(std::string_view operation, const Filter& filter) : channels_(filter.rows()) {
-    const Index taps = filter.cols();
-    expect(taps > 0, operation, "filter", "must have at least one column");
-    expect(channels_ > 0, operation, "filter", "must have at least one row");
-    period_ = std::max(block, Index(std::bit_ceil(std::size_t(taps - 1))));
-    const auto tap = [&](Index row, Index lag) { return lag < taps ? T(filter(row, lag)) : T(0); };
-    near_.resize(std::size_t(block * padded()));
-    for (Index lag = 0; lag < block; ++lag) {
-      for (Index h = 0; h < channels_; ++h) near_[std::size_t(lag * padded() + h)] = tap(h, lag);
+  StreamingConvolution(std::string_view operation, Index channels, const Filter& filter)
+      : channels_(channels), outputs_(channels > 0 ? filter.rows() / channels : 0), taps_(filter.cols()) {
+    expect(taps_ > 0, operation, "filter", "must have at least one column");
+    expect_divides(operation, "channels", channels, "rows of the filter", filter.rows());
+    period_ = std::max(block, Index(std::bit_ceil(std::size_t(taps_))));
+    const auto tap = [&](Index row, Index lag) { return lag < taps_ ? T(filter(row, lag)) : T(0); };
+    const Index near = direct() ? taps_ : block;
+    near_.resize(std::size_t(near * outputs_ * padded()));
+    for (Index lag = 0; lag < near; ++lag) {
+      for (Index row = 0; row < filter.rows(); ++row) {
+        near_[std::size_t((lag * outputs_ + row / channels) * padded() + row % channels)] = tap(row, lag);
+      }
     }
-    for (Index tile = block; tile <= period_; tile *= 2) {
-      tiles_.emplace_back(channels_, 1, tile, false, [&](Index row, Index lag) { return tap(row, tile + lag); });
+    if (direct()) {
+      direct_ = CausalConvolution<T>(operation, channels, filter);
+      return;
     }
+    for (Index tile = block; tile < period_; tile *= 2) {
+      tiles_.emplace_back(channels, outputs_, tile, false, [&](Index row, Index lag) { return tap(row, tile + lag); });
+    }
+    for (Index tile = least_whole; tile <= period_; tile *= 2) whole_.emplace_back(channels, outputs_, tile, true, tap);
   }
 
   Index channels() const { return channels_; }
+  Index outputs() const { return outputs_ * channels_; }
+  Index taps() const { return taps_; }
 
-  /// Before the first token.
-  State initial_state() const { return {0, Tensor<T>({period_, padded()}), Tensor<T>({period_, padded()})}; }
+  /// Shape of a state: a ring of P rows, each an input and, unless taps are summed directly, what an output has received so far.
+  /// Zeros before the first token; with the number of tokens seen this is all that the past matters.
+  Shape state_shape() const { return {period_, pitch()}; }
 
-  /// Convolves the next tokens x [L, H] into y [L, H], not overlapping: to the same bits, however they are cut. On
-  /// average O(H log(W)^2) time for each token, tiles on all threads of the workspace. Allocates nothing once this is
-  /// warm, which on the serial executor it is after any call.
-  void run(State& state, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
-    assert(x.channels() == channels_ && y.channels() == channels_ && x.length() == y.length());
-    if (x.length() == 0) return;
-    tiles_.back().reserve(workspace);
-    for (Index t = 0; t < x.length(); ++t) step(state, x.row(t), y.row(t), workspace);
+  /// Convolves a whole sequence x [L, H] into y [L, c H], not overlapping. O(c L H log(min(L, W))) time on all threads of the
+  /// workspace; allocates nothing once it is warm.
+  void forward(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    assert(x.channels() == channels_ && y.channels() == outputs() && x.length() == y.length());
+    const Index length = x.length();
+    if (length == 0) return;
+    if (direct()) return direct_.run({}, x, y, workspace);
+    if (length <= period_) return whole(Index(std::bit_ceil(std::size_t(length)))).run(x, y, workspace);
+    const auto frame = workspace.frame();
+    const auto sums = workspace.sequence<T>(period_, outputs());
+    for (Index t = 0; t < period_; ++t) std::fill_n(sums.row(t), outputs(), T(0));
+    for (Index begin = 0; begin < length; begin += period_) {
+      const Index rows = std::min(period_, length - begin);
+      const auto from = x.rows(begin, rows);
+      const auto to = y.rows(begin, rows);
+      take_sums(sums.rows(0, rows).heads(outputs_), to);
+      whole(period_).template convolve<true>(
+          from, to.heads(outputs_), sums.rows(0, std::min(period_, length - begin - rows)).heads(outputs_), workspace);
+    }
+  }
+
+  /// Convolves the next tokens x [L, H] into y [L, c H], not overlapping, from and into `state`, which `position` tokens have
+  /// been seen by. On average O(c H log(W)^2) time for each token; those of a piece on all threads of the workspace, a step on
+  /// this one. Allocates nothing once the workspace is warm; for steps it is after any call.
+  void run(T* state, Index position, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    assert(x.channels() == channels_ && y.channels() == outputs() && x.length() == y.length());
+    const Index length = x.length();
+    if (length == 0) return;
+    if (direct()) return run_direct(state, position, x, y, workspace);
+    const bool alone = length < least_whole;
+    whole_.back().reserve(workspace);
+    for (Index t = 0; t < length;) {
+      const Index slot = position % period_, aligned = slot == 0 ? period_ : slot & -slot;
+      const Index tile = std::min(aligned, Index(std::bit_floor(std::size_t(length - t))));
+      if (tile < least_whole) {
+        step(state, slot, x.row(t), y.row(t));
+        ++t, ++position;
+        if (position % block == 0) add_tile(state, position, workspace, alone);
+        continue;
+      }
+      const auto from = x.rows(t, tile);
+      const auto to = y.rows(t, tile);
+      for (Index i = 0; i < tile; ++i) std::copy_n(from.row(i), channels_, inputs(state, slot + i));
+      take_sums(sums(state, slot, tile), to);
+      // The largest tile gives to the next as many outputs at once.
+      whole(tile).template convolve<true>(from, to.heads(outputs_), sums(state, 0, tile == period_ ? tile : 0),
+                                          workspace);
+      t += tile, position += tile;
+      if (tile < period_) add_tile(state, position, workspace, false);
+    }
   }
 
  private:
   static constexpr Index width = lanes<T>;
   static constexpr Index block = 32;
+  static constexpr Index least_whole = 64;  // tokens that are transformed instead of stepped through
 
-  /// Numbers of a row: the same for every instruction set.
+  bool direct() const { return taps_ <= direct_taps; }
+
+  /// Numbers of a row of inputs, or of one output of all channels: the same for every instruction set.
   Index padded() const {
     constexpr Index line = Index(memory_alignment / sizeof(T));
     static_assert(line % width == 0);
     return (channels_ + line - 1) / line * line;
   }
+  Index pitch() const { return padded() * (direct() ? 1 : 1 + outputs_); }
 
-  void step(State& state, const T* x, T* y, Workspace& workspace) const {
-    const Index slot = state.position % period_, before = slot % block, stride = padded();
-    T* const input = state.inputs.data() + slot * stride;
-    T* const sum = state.sums.data() + slot * stride;
-    std::copy_n(x, channels_, input);
-    for (Index h = 0; h < channels_; h += width) {
-      Batch<T> part[4] = {load(sum + h), Batch<T>(T(0)), Batch<T>(T(0)), Batch<T>(T(0))};
-      const T* const tap = near_.data() + h;
-      const T* const from = input + h;
-      const auto some = [&](auto i, Index lag) SEQMIX_INLINE_LAMBDA {
-        part[i] = fma(load(tap + lag * stride), load(from - lag * stride), part[i]);
-      };
-      Index lag = 0;
-      for (; lag + 4 <= before + 1; lag += 4) unroll<4>([&](auto i) SEQMIX_INLINE_LAMBDA { some(i, lag + i); });
-      for (; lag <= before; ++lag) some(std::integral_constant<Index, 0>{}, lag);
-      store(sum + h, (part[0] + part[1]) + (part[2] + part[3]));
+  T* inputs(T* state, Index slot) const { return state + slot * pitch(); }
+  HeadSequence<T> sums(T* state, Index slot, Index rows) const {
+    return {inputs(state, slot) + padded(), rows, outputs_, channels_, pitch(), padded()};
+  }
+
+  const LongConvolution<T>& whole(Index tile) const {
+    return whole_[std::size_t(std::countr_zero(std::size_t(std::max(tile, least_whole) / least_whole)))];
+  }
+
+  /// y = sums, which are zeros from then on.
+  void take_sums(const HeadSequence<T>& from, const Sequence<T>& y) const {
+    for (Index t = 0; t < y.length(); ++t) {
+      for (Index j = 0; j < outputs_; ++j) {
+        std::copy_n(from.row(t, j), channels_, y.row(t) + j * channels_);
+        std::fill_n(from.row(t, j), channels_, T(0));
+      }
     }
-    std::copy_n(sum, channels_, y);
-    std::fill_n(sum, stride, T(0));
-    ++state.position;
-    if (before == block - 1) add_tile(state, workspace);
   }
 
-  /// What the inputs of the tile that ends here give to the outputs of the next.
-  void add_tile(State& state, Workspace& workspace) const {
-    const Index end = state.position % period_ == 0 ? period_ : state.position % period_;
-    const Index tile = end & -end, stride = padded();
-    const ConstSequence<T> from(state.inputs.data() + (end - tile) * stride, tile, channels_, stride);
-    const Sequence<T> to(state.sums.data() + end % period_ * stride, tile, channels_, stride);
-    tiles_[std::size_t(std::countr_zero(std::size_t(tile / block)))].add(from, to, workspace);
+  /// The token of a slot: the sums of its outputs, and what the inputs of its block give; or all taps.
+  void step(T* state, Index slot, const T* x, T* y) const {
+    const Index stride = pitch(), near = padded(), inside = direct() ? std::min(slot, taps_ - 1) : slot % block;
+    T* const input = inputs(state, slot);
+    std::copy_n(x, channels_, input);
+    for (Index j = 0; j < outputs_; ++j) {
+      for (Index h = 0; h < channels_; h += width) {
+        T* const received = input + (1 + j) * near + h;
+        Batch<T> part[4] = {direct() ? broadcast(T(0)) : load(received), broadcast(T(0)), broadcast(T(0)),
+                            broadcast(T(0))};
+        const T* const tap = near_.data() + j * near + h;
+        const auto some = [&](auto i, const T* from, Index lag) SEQMIX_INLINE_LAMBDA {
+          part[i] = fma(load(tap + lag * outputs_ * near), load(from - lag * stride), part[i]);
+        };
+        const auto lags = [&](const T* from, Index lag, Index end) SEQMIX_INLINE_LAMBDA {
+          for (; lag + 4 <= end; lag += 4) unroll<4>([&](auto i) SEQMIX_INLINE_LAMBDA { some(i, from, lag + i); });
+          for (; lag < end; ++lag) some(std::integral_constant<Index, 0>{}, from, lag);
+        };
+        lags(input + h, 0, inside + 1);
+        if (direct()) lags(input + h + period_ * stride, inside + 1, taps_);  // the ring's other end
+        const Batch<T> sum = (part[0] + part[1]) + (part[2] + part[3]);
+        if (h + width <= channels_) {
+          store(y + j * channels_ + h, sum);
+        } else {
+          store_partial(y + j * channels_ + h, sum, channels_ - h);
+        }
+        if (!direct()) store(received, broadcast(T(0)));
+      }
+    }
   }
 
-  Index channels_ = 0, period_ = 0;
-  Buffer<T> near_;                         // [B][padded channels]
-  std::vector<LongConvolution<T>> tiles_;  // of B, 2 B .. P tokens: at lag l the tap at lag U + l
+  /// What the inputs of the tile that ends at `position` give to the outputs of the next.
+  void add_tile(T* state, Index position, Workspace& workspace, bool alone) const {
+    const Index end = position % period_ == 0 ? period_ : position % period_, tile = end & -end;
+    const ConstSequence<T> from(inputs(state, end - tile), tile, channels_, pitch());
+    if (tile == period_) return whole(tile).template convolve<true>(from, {}, sums(state, 0, tile), workspace, alone);
+    tiles_[std::size_t(std::countr_zero(std::size_t(tile / block)))].template convolve<true>(
+        from, sums(state, end, tile), {}, workspace, alone);
+  }
+
+  void run_direct(T* state, Index position, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    const Index length = x.length();
+    if (length < 8) {
+      for (Index t = 0; t < length; ++t) step(state, (position + t) % period_, x.row(t), y.row(t));
+      return;
+    }
+    const auto frame = workspace.frame();
+    const auto before = workspace.sequence<T>(taps_ - 1, channels_);
+    for (Index i = 0; i < before.length(); ++i) {
+      std::copy_n(inputs(state, (position - before.length() + i + period_) % period_), channels_, before.row(i));
+    }
+    direct_.run(before, x, y, workspace);
+    for (Index t = std::max(Index(0), length - period_); t < length; ++t) {
+      std::copy_n(x.row(t), channels_, inputs(state, (position + t) % period_));
+    }
+  }
+
+  Index channels_ = 0, outputs_ = 0, taps_ = 0, period_ = 0;
+  Buffer<T> near_;                         // [B, or all taps][c][padded channels]
+  CausalConvolution<T> direct_;            // of few taps
+  std::vector<LongConvolution<T>> tiles_;  // of B, 2 B .. P / 2 tokens: at lag l the tap at lag U + l
+  std::vector<LongConvolution<T>> whole_;  // of 64, 128 .. P tokens: the taps themselves
 };
 
 }  // namespace seqmix::inline SEQMIX_ARCH

@@ -143,18 +143,24 @@ class RightAngleTransform {
     }
   }
 
-  /// y[n] becomes, or if `add` grows by, the sum over l of filter[n - l] x[l], where `spectrum` is that of a filter by
-  /// `combine`: the real part of the inverse transform of the transform of x times the spectrum. `points` [N, 2, W] is
-  /// scratch. x and y may be the same rows. O(N log N) time, allocates nothing.
-  template <bool add = false>
-  void convolve(LaneRows<const T> x, const T* spectrum, LaneRows<T> y, T* points) const {
+  /// To `points` [N, 2, W] what `write` and `write_rest` read: the product of the transform of x and a filter's spectrum by
+  /// `combine`, all but the last pass of its inverse. O(N log N) time, allocates nothing.
+  void multiply(LaneRows<const T> x, const T* spectrum, T* points) const {
     read_rows(x, points);
     const Index quarter = length_ / 4;
     for (Index q = 0; q < 4; ++q) {
       descend<true>(points + q * quarter * point, quarter, inner_.data(), spectrum + q * quarter * point);
     }
-    write_rows<add>(points, y);
   }
+
+  /// y[n] becomes, or if `add` grows by, the sum over l of filter[n - l] x[l]. y may be the rows that x was. O(N) time.
+  template <bool add = false>
+  void write(const T* points, LaneRows<T> y) const {
+    write_rows<add, false>(points, y);
+  }
+
+  /// What a causal filter carries past the end: rest[n] grows by the sum over l of filter[N + n - l] x[l]. O(N) time.
+  void write_rest(const T* points, LaneRows<T> rest) const { write_rows<true, true>(points, rest); }
 
   /// Makes the spectrum of a filter, over N, from the transforms of its two sides: `spectrum` is the transform of the
   /// taps at lags n = 0 .. N - 1; `before`, unless null, that of the taps at lags n - N in place n, and 0 in place 0.
@@ -220,8 +226,8 @@ class RightAngleTransform {
     for_quarters(x, &zeros[0], some);
   }
 
-  /// The last pass: points to the real parts of rows, over their weights.
-  template <bool add>
+  /// The last pass: points to the real or imaginary parts of rows, over their weights.
+  template <bool add, bool imaginary>
   void write_rows(const T* points, LaneRows<T> y) const {
     alignas(memory_alignment) T nowhere[width] = {};
     const Index step = length_ / 4 * point;
@@ -234,8 +240,14 @@ class RightAngleTransform {
           a[q] = Point::at(points + j * point + q * step).times_conjugate(Point::broadcast_of(w + 2 * q));
         });
         detail::transform_four<true>(a);
-        const Batch<T> out[4] = {a[0].real, fma(a[1].real, c, a[1].imag * s), (a[2].real + a[2].imag) * d,
-                                 fma(a[3].real, s, a[3].imag * c)};
+        Batch<T> out[4];
+        if constexpr (imaginary) {
+          out[0] = a[0].imag, out[1] = fms(a[1].imag, c, a[1].real * s);
+          out[2] = (a[2].imag - a[2].real) * d, out[3] = fms(a[3].imag, s, a[3].real * c);
+        } else {
+          out[0] = a[0].real, out[1] = fma(a[1].real, c, a[1].imag * s);
+          out[2] = (a[2].real + a[2].imag) * d, out[3] = fma(a[3].real, s, a[3].imag * c);
+        }
         unroll<4>([&](auto q) SEQMIX_INLINE_LAMBDA {
           T* const to = row[q] + j * stride[q];
           store(to, add ? load(to) + out[q] : out[q]);

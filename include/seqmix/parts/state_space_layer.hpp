@@ -7,51 +7,10 @@
 
 #include <seqmix/core/mixer.hpp>
 #include <seqmix/core/random.hpp>
-#include <seqmix/parts/gate.hpp>
-#include <seqmix/parts/linear.hpp>
+#include <seqmix/parts/mixing_output.hpp>
 #include <seqmix/parts/state_space.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
-
-/// What follows the core in the authors' block: y = W activation(x) + b, or the product of its first half and the sigmoid of
-/// the second.
-template <std::floating_point T>
-class StateSpaceOutput {
- public:
-  StateSpaceOutput() = default;
-
-  /// weight [D or 2 D, c D], bias as many. Throws std::invalid_argument on other shapes.
-  StateSpaceOutput(std::string_view operation, Index channels, Index outputs, bool activate, bool gate,
-                   const Matrix<T>& weight, const Vector<T>& bias)
-      : gelu_(activate), glu_(gate) {
-    const Index rows = channels * (gate ? 2 : 1);
-    // A convolution of width 1 is a column to the reader where there is one output.
-    expect_tensor(operation, "output_linear.0.weight", {rows, outputs * channels}, weight);
-    expect_tensor(operation, "output_linear.0.bias", {rows}, bias);
-    linear_ = Linear<T>(weight, bias);
-  }
-
-  /// x is overwritten.
-  void apply(Sequence<T> x, Sequence<T> y, Workspace& workspace) const {
-    if (gelu_) {
-      workspace.for_row_blocks(x.length(), [&](Index begin, Index count) { apply_gelu(x.rows(begin, count)); });
-    }
-    if (!glu_) return linear_.apply(x, y, workspace);
-    const auto both = linear_.apply(x, workspace);
-    workspace.for_row_blocks(x.length(), [&](Index begin, Index count) {
-      const Index D = y.channels();
-      for (Index t = begin; t < begin + count; ++t) {
-        map_row(
-            D, y.row(t), [](const Batch<T>& a, const Batch<T>& b) SEQMIX_INLINE_LAMBDA { return a * sigmoid(b); },
-            both.row(t), both.row(t) + D);
-      }
-    });
-  }
-
- private:
-  bool gelu_ = true, glu_ = true;
-  Linear<T> linear_;
-};
 
 /// A core with its layer. Core has name, Scalar, low_rank, a constructor (config, weights, direction), outputs, state_shape, and
 /// run from and into a state, and over a whole sequence.
@@ -154,7 +113,7 @@ class StateSpaceLayer : public RecurrentMixerBase<StateSpaceLayer<Core, way>, ty
  private:
   Config config_;
   Core core_;
-  StateSpaceOutput<T> output_;
+  MixingOutput<T> output_;
 };
 
 }  // namespace seqmix::inline SEQMIX_ARCH

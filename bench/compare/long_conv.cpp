@@ -1,0 +1,13 @@
+#include <seqmix/convolution/long_conv.hpp>
+
+#include "support/mixers.hpp"
+
+namespace seqmix::bench {
+namespace {
+
+const bool registered = add_mixer<LongConv<float>>(
+    "long_conv", {.channels = standard_channels, .kernel_length = 8192},
+    {.core = [](Index length) { return work::long_convolution(length, standard_channels); }});
+
+}  // namespace
+}  // namespace seqmix::bench
