@@ -3,6 +3,7 @@
 
 #include <seqmix/convolution/long_conv.hpp>
 #include <seqmix/convolution/short_conv.hpp>
+#include <seqmix/convolution/synthesizer.hpp>
 #include <seqmix/linear/based.hpp>
 #include <seqmix/linear/delta_rule.hpp>
 #include <seqmix/linear/fast_weight.hpp>

@@ -37,7 +37,6 @@ const std::set<std::string> pending = {
     "retro",
     "routing",
     "sparse_transformer",
-    "synthesizer",
     "tnn",
     "transformer_xl",
 };

@@ -34,6 +34,9 @@ void try_weights(const MixerEntry& entry, Index which, std::set<std::string>& al
   }
 }
 
+/// Weights that cancel out: what adds the same number to all logits of a softmax.
+const std::set<std::string> cancelling = {"synthesizer: key_fc.bias", "synthesizer, bidirectional: key_fc.bias"};
+
 // Not in every configuration: norms over a single channel, for one, leave nothing of what comes before them.
 TEST_CASE("every weight matters in some configuration") {
   for (const MixerEntry& entry : mixer_registry()) {
@@ -41,7 +44,7 @@ TEST_CASE("every weight matters in some configuration") {
     for (Index which = 0; which < entry.configurations(); ++which) try_weights(entry, which, all, effective);
     for (const std::string& name : all) {
       INFO(entry.name << ": " << name << " has no effect");
-      CHECK(effective.contains(name));
+      CHECK(effective.contains(name) != cancelling.contains(entry.name + ": " + name));
     }
   }
 }

@@ -29,12 +29,12 @@ class KeyValueCache {
   /// No heads.
   KeyValueCache() = default;
 
-  /// Empty; allocates nothing. Throws std::invalid_argument unless all sizes are positive and `window`, where given, is
-  /// not negative.
+  /// Empty; allocates nothing. Keys may have no channels. Throws std::invalid_argument unless other sizes are positive and
+  /// `window`, where given, is not negative.
   KeyValueCache(Index kv_heads, Index head_dim, Index value_dim, std::optional<Index> window = std::nullopt)
       : kv_heads_(kv_heads), head_dim_(head_dim), value_dim_(value_dim), window_(window) {
-    expect(kv_heads > 0 && head_dim > 0 && value_dim > 0, "KeyValueCache", "kv_heads, head_dim, value_dim",
-           "must be positive");
+    expect(kv_heads > 0 && value_dim > 0, "KeyValueCache", "kv_heads, value_dim", "must be positive");
+    expect(head_dim >= 0, "KeyValueCache", "head_dim", "must not be negative");
     expect(!window || *window >= 0, "KeyValueCache", "window", "must not be negative");
   }
 

@@ -152,6 +152,54 @@ struct KeyBiasScore {
   }
 };
 
+/// Rows of numbers that repeat along the keys: that of key j and row i of head h is
+/// data[i * row_stride + h * head_stride + j mod period]. Each row must be readable for a vector beyond its period, and go
+/// on there as it begins, unless no key reaches the period.
+template <std::floating_point T>
+struct PeriodicRows {
+  const T* data = nullptr;
+  Index row_stride = 0, head_stride = 0;
+  Index period = 1;
+
+  Index place(Index key) const { return key < period ? key : key % period; }
+};
+
+/// logit = base logit + first * second, in the log2 domain together: a table of biases where `second` is 1.
+template <class Base>
+struct ProductBiasScore {
+  using Scalar = typename Base::Scalar;
+  using T = Scalar;
+  static constexpr bool plain = false;
+  static constexpr bool may_exclude = Base::may_exclude;
+
+  Base base;
+  PeriodicRows<T> first, second;
+
+  T query_factor() const { return base.query_factor(); }
+  bool excludes(Index key) const { return base.excludes(key); }
+
+  auto head(Index h) const {
+    auto base_head = base.head(h);
+    struct Head {
+      decltype(base_head) base;
+      PeriodicRows<T> first, second;
+
+      auto row(Index i) const {
+        return [logit = base.row(i), *this, a = first.data + i * first.row_stride,
+                b = second.data + i * second.row_stride](Batch<T> product, Index key) SEQMIX_INLINE_LAMBDA -> Batch<T> {
+          return fma(load(a + first.place(key)), load(b + second.place(key)), logit(product, key));
+        };
+      }
+    };
+    const auto of_head = [h](PeriodicRows<T> rows) {
+      rows.data += h * rows.head_stride;
+      return rows;
+    };
+    return Head{base_head, of_head(first), of_head(second)};
+  }
+};
+
 static_assert(AttentionScore<DotScore<float>> && AttentionScore<KeyBiasScore<AlibiScore<SoftcapScore<double>>>>);
+static_assert(AttentionScore<ProductBiasScore<DotScore<float>>>);
 
 }  // namespace seqmix::inline SEQMIX_ARCH
