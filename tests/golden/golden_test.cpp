@@ -22,7 +22,6 @@ const std::set<std::string> pending = {
     "forgetting_attention",
     "gated_hyena",
     "h3",
-    "hyena",
     "linformer",
     "longformer",
     "mega",
