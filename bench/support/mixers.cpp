@@ -80,10 +80,10 @@ void check_sequence(const Layer& layer, const Tensor& x, const Tensor& y) {
   }
 }
 
-Work projections(const Data& data, Index length) {
-  const double parameters = double(data.layer->parameters());
-  return {.flops = 2 * parameters * double(length)};
-}
+/// Parameters that every token is multiplied with.
+Index projected(const Data& data) { return data.layer->parameters() - data.entry->traits.filters; }
+
+Work projections(const Data& data, Index length) { return {.flops = 2 * double(projected(data)) * double(length)}; }
 
 Case sequence(const EntryPointer& entry, Index length, int threads, bool with_state) {
   const auto data = std::make_shared<Data>(entry, length, threads);
@@ -101,7 +101,7 @@ Case sequence(const EntryPointer& entry, Index length, int threads, bool with_st
     result.work += Work{.flops = core.flops, .exps = core.exps};
   }
   // What lies between the projections need not leave the caches.
-  result.work.streamed_bytes = 4.0 * double(2 * length * entry->channels + data->layer->parameters());
+  result.work.streamed_bytes = 4.0 * double(2 * length * entry->channels + projected(*data));
   result.tokens = length;
   result.state_bytes = data->layer->recurrent() ? data->layer->state_bytes(data->layer->initial_state()) : 0;
   result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
@@ -160,8 +160,9 @@ Case next_token(const EntryPointer& entry, Index context, int threads) {
     result.work += Work{.flops = core.flops, .exps = core.exps};
   }
   // Constant states are read and written, growing ones only read.
-  result.work.footprint_bytes = 4.0 * double(layer.parameters()) + double(result.state_bytes);
-  result.work.resident_bytes = result.work.footprint_bytes + (grows ? 0.0 : double(result.state_bytes));
+  const double state_bytes = entry->traits.skims_state ? 0.0 : double(result.state_bytes);
+  result.work.footprint_bytes = 4.0 * double(projected(*data)) + state_bytes;
+  result.work.resident_bytes = result.work.footprint_bytes + (grows ? 0.0 : state_bytes);
   if (grows) result.key_value_bytes = double(result.state_bytes);
   result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
   return result;

@@ -47,6 +47,8 @@ struct MixerTraits {
   bool quadratic = false;  // time grows with the square of the length: measured up to Effort::longest_attention only
   std::function<Work(Index length)> core = {};        // minimum work between the projections; without it, none counts
   std::function<Work(Index context)> core_step = {};  // the same for a step, without its state
+  Index filters = 0;  // parameters that no token is multiplied with: what filters are made of, before any sequence
+  bool skims_state = false;  // a step touches little of its state, which then doesn't count
 };
 
 /// Type-independent part of add_mixer.

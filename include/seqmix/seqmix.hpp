@@ -1,6 +1,7 @@
 // All operators at once, for a first try. It takes long to compile: programs include the headers of the operators they use.
 #pragma once
 
+#include <seqmix/convolution/gated_hyena.hpp>
 #include <seqmix/convolution/hyena.hpp>
 #include <seqmix/convolution/long_conv.hpp>
 #include <seqmix/convolution/short_conv.hpp>
@@ -30,6 +31,7 @@
 #include <seqmix/recurrent/rwkv7.hpp>
 #include <seqmix/softmax/softmax_attention.hpp>
 #include <seqmix/sparse/block_sparse_attention.hpp>
+#include <seqmix/ssm/h3.hpp>
 #include <seqmix/ssm/lru.hpp>
 #include <seqmix/ssm/mamba.hpp>
 #include <seqmix/ssm/mamba2.hpp>

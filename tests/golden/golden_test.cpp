@@ -20,8 +20,6 @@ const std::set<std::string> pending = {
     "compressive_transformer",
     "fnet",
     "forgetting_attention",
-    "gated_hyena",
-    "h3",
     "linformer",
     "longformer",
     "mega",
