@@ -4,6 +4,7 @@
 #include <seqmix/convolution/gated_hyena.hpp>
 #include <seqmix/convolution/hyena.hpp>
 #include <seqmix/convolution/long_conv.hpp>
+#include <seqmix/convolution/multires_conv.hpp>
 #include <seqmix/convolution/short_conv.hpp>
 #include <seqmix/convolution/synthesizer.hpp>
 #include <seqmix/linear/based.hpp>

@@ -25,7 +25,6 @@ const std::set<std::string> pending = {
     "mega",
     "moba",
     "multi_head_latent_attention",
-    "multires_conv",
     "native_sparse_attention",
     "nystrom_attention",
     "recurrent_memory",
