@@ -260,6 +260,22 @@ inline Work log_average_step(Index channels) {
   return work;
 }
 
+/// An attention-free average: for each channel an exponential of its key and one in the gate, two multiply-adds for each
+/// token that has a bias (`near` of them on average), whose exponential all channels share, and two for the others.
+inline Work attention_free(Index length, Index channels, double near) {
+  const double D = double(channels);
+  return double(length) * Work{.flops = D * (4 * near + 6), .exps = 2 * D + near, .streamed_bytes = 4 * (4 * D + near)};
+}
+
+/// The same for one token: keys and values of the near tokens, and the sums, count instead of the streams.
+inline Work attention_free_step(Index channels, double near) {
+  Work work = attention_free(1, channels, near);
+  work.streamed_bytes = 0;
+  work.exps += double(channels) * near;
+  work.footprint_bytes = work.resident_bytes = 4 * double(channels) * (2 * near + 5);
+  return work;
+}
+
 /// h = e^g h + x for every channel.
 inline Work gated_scan(Index length, Index channels) {
   return double(length * channels) * Work{.flops = 2, .exps = 1, .streamed_bytes = 4 * 3};

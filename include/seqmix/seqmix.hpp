@@ -1,6 +1,7 @@
 // All operators at once, for a first try. It takes long to compile: programs include the headers of the operators they use.
 #pragma once
 
+#include <seqmix/convolution/aft.hpp>
 #include <seqmix/convolution/gated_hyena.hpp>
 #include <seqmix/convolution/hyena.hpp>
 #include <seqmix/convolution/long_conv.hpp>

@@ -34,8 +34,10 @@ void try_weights(const MixerEntry& entry, Index which, std::set<std::string>& al
   }
 }
 
-/// Weights that cancel out: what adds the same number to all logits of a softmax.
-const std::set<std::string> cancelling = {"synthesizer: key_fc.bias", "synthesizer, bidirectional: key_fc.bias"};
+/// Weights that cancel out: they add the same number to all logits of a softmax.
+const std::set<std::string> cancelling = {"synthesizer: key_fc.bias", "synthesizer, bidirectional: key_fc.bias",
+                                          "aft: to_k.bias",           "aft, bidirectional: to_k.bias",
+                                          "aft, extreme: to_k.bias",  "aft, extreme, bidirectional: to_k.bias"};
 
 // Not in every configuration: norms over a single channel, for one, leave nothing of what comes before them.
 TEST_CASE("every weight matters in some configuration") {
