@@ -8,6 +8,7 @@
 #include <seqmix/convolution/multires_conv.hpp>
 #include <seqmix/convolution/short_conv.hpp>
 #include <seqmix/convolution/synthesizer.hpp>
+#include <seqmix/convolution/tnn.hpp>
 #include <seqmix/linear/based.hpp>
 #include <seqmix/linear/delta_rule.hpp>
 #include <seqmix/linear/fast_weight.hpp>

@@ -32,7 +32,6 @@ const std::set<std::string> pending = {
     "retro",
     "routing",
     "sparse_transformer",
-    "tnn",
     "transformer_xl",
 };
 

@@ -299,8 +299,10 @@ class Checker {
     }
   }
 
-  /// Each of two outputs that pass through transforms of N rows errs by 4 eps log2(N) of the largest (engine/fft.hpp), times
-  /// 2 for what follows them. How large that is, a row at a time, is what RowBounds knows in units of its own.
+  /// Each of two evaluations passes through transforms of N rows, which err by 4 eps log2(N) of the largest row that they hold
+  /// (engine/fft.hpp), times 2 for what follows them. Of a row of y that is as much as the largest rows move when x moves
+  /// relative to itself, which RowBounds knows in units of its own, and as this row moves when x moves by a part of its
+  /// largest number: what is small may be divided by its size later on.
   void rounded_causality() {
     Rng rng(test_seed + 4);
     const auto all = full_ ? std::vector<Index>{2, 33, 65, 129, 257, 515} : std::vector<Index>{2, 33, 65, 200};
@@ -317,8 +319,16 @@ class Checker {
               std::max(*std::max_element(bounds.allowed.begin(), bounds.allowed.end()),
                        *std::max_element(expected.bounds.allowed.begin(), expected.bounds.allowed.end()));
           const double unit = 4 * (4 + std::sqrt(double(length)));
-          const double allowed = 2 * 2 * 4 * std::log2(double(std::max<Index>(2 * length, 64))) * most / unit;
-          const std::vector<double> by_row(std::size_t(length), allowed);
+          constexpr double delta = 1e-7;
+          const double step = delta * double(x.cwiseAbs().maxCoeff());
+          const Matrix<double> moved = case_.exact(expected.x.template cast<double>().unaryExpr(
+              [&](double value) { return value + step * rng.uniform(-1, 1); }));
+          std::vector<double> by_row;
+          for (Index t = 0; t < length; ++t) {
+            const double change = (moved.row(t) - expected.bounds.exact.row(t)).cwiseAbs().maxCoeff() / delta;
+            by_row.push_back(2 * 2 * 4 * std::log2(double(std::max<Index>(2 * length, 64))) *
+                             (most / unit + double(std::numeric_limits<T>::epsilon()) * change));
+          }
           const auto expect_close = [&](const char* what, const Rows& given, const Rows& right) {
             const std::string difference = compare_rows(given, right, by_row.data());
             expect_true(difference.empty(), "length " + std::to_string(length) + ", rows from " +
