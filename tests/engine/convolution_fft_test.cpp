@@ -157,6 +157,7 @@ TEMPLATE_TEST_CASE("long convolutions of any length", "[convolution]", float, do
   for (const Index taps : {1, 2, 20, 64, 200}) check(65, 5, 1, taps);
   for (const Index length : {4095, 4097, 10000}) check(length, 2, 1, length);
   for (const Index length : {65535, 65536}) check(length, 1, 1, length);
+  for (const Index more : {0, 5}) check(3000, 16 * lanes<T> + more, 2, 100);
   check(65537, 1, 1, 1000);
 }
 

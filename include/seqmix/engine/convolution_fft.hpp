@@ -109,41 +109,24 @@ class LongConvolution {
   void convolve(ConstSequence<T> x, HeadSequence<T> y, HeadSequence<T> rest, Workspace& workspace,
                 bool alone = false) const {
     assert(x.channels() == channels_ && x.length() <= longest_ && y.length() <= longest_);
+    const Index group = registers_together(), groups = (vectors() + group - 1) / group;
     const auto body = [&](Index piece, Workspace& local) {
-      const Index j = piece / vectors(), v = piece % vectors(), count = lanes_of(v);
-      const T* const spectrum = spectra_.data() + piece * transform_.spectrum_size();
-      T* const points = local.take<T>(transform_.spectrum_size()).data();
-      const T* const from = x.data() + v * width;
-      if (count == width) {
-        transform_.multiply({from, x.length(), x.stride()}, spectrum, points);
+      const Index j = piece / groups, first = piece % groups * group, last = std::min(first + group, vectors());
+      if (group == 1 && lanes_of(first) == width) {
+        T* const points = local.take<T>(transform_.spectrum_size()).data();
+        transform_.multiply({x.data() + first * width, x.length(), x.stride()}, spectrum(j, first), points);
         if (y.length() > 0) {
-          transform_.template write<add>(points, {y.row(0, j) + v * width, y.length(), y.row_stride()});
+          transform_.template write<add>(points, {y.row(0, j) + first * width, y.length(), y.row_stride()});
         }
         if (rest.length() > 0) {
-          transform_.write_rest(points, {rest.row(0, j) + v * width, rest.length(), rest.row_stride()});
+          transform_.write_rest(points, {rest.row(0, j) + first * width, rest.length(), rest.row_stride()});
         }
-        return;
+      } else {
+        convolve_group<add>(x, y, rest, j, first, last, local);
       }
-      // Registers that the channels don't fill: whole rows in scratch.
-      T* const rows = local.take<T>(transform_.length() * width).data();
-      for (Index t = 0; t < x.length(); ++t) store(rows + t * width, load_partial(from + t * x.stride(), count));
-      transform_.multiply({rows, x.length(), width}, spectrum, points);
-      const auto write = [&](HeadSequence<T> to, bool adds) {
-        for (Index t = 0; t < to.length(); ++t) {
-          T* const row = to.row(t, j) + v * width;
-          const Batch<T> sum = load(rows + t * width);
-          store_partial(row, adds ? load_partial(row, count) + sum : sum, count);
-        }
-      };
-      transform_.write(points, {rows, y.length(), width});
-      write(y, add);
-      if (rest.length() == 0) return;
-      std::fill_n(rows, rest.length() * width, T(0));
-      transform_.write_rest(points, {rows, rest.length(), width});
-      write(rest, true);
     };
-    if (!alone) return workspace.parallel_for(outputs_ * vectors(), body);
-    for (Index piece = 0; piece < outputs_ * vectors(); ++piece) {
+    if (!alone) return workspace.parallel_for(outputs_ * groups, body);
+    for (Index piece = 0; piece < outputs_ * groups; ++piece) {
       const auto frame = workspace.frame();
       body(piece, workspace);
     }
@@ -153,7 +136,7 @@ class LongConvolution {
   void reserve(Workspace& workspace) const {
     const auto frame = workspace.frame();
     workspace.take<T>(transform_.spectrum_size());
-    workspace.take<T>(transform_.length() * width);
+    for (int rows = 0; rows < 2; ++rows) workspace.take<T>(registers_together() * transform_.length() * width);
   }
 
  private:
@@ -161,6 +144,57 @@ class LongConvolution {
 
   Index vectors() const { return (channels_ + width - 1) / width; }
   Index lanes_of(Index v) const { return std::min(width, channels_ - v * width); }
+  /// Long rows lie far apart: several registers of each are gathered at once, where there are many that do not stay in a cache.
+  Index registers_together() const { return vectors() >= 16 && transform_.length() >= 4096 ? 4 : 1; }
+  const T* spectrum(Index j, Index v) const {
+    return spectra_.data() + (j * vectors() + v) * transform_.spectrum_size();
+  }
+
+  /// Registers first .. last - 1 of channels of output j, through scratch rows. The last one may be partly filled.
+  template <bool add>
+  void convolve_group(const Sequence<const T>& x, const HeadSequence<T>& y, const HeadSequence<T>& rest, Index j,
+                      Index first, Index last, Workspace& local) const {
+    constexpr Index ahead = 16;  // rows that are fetched before their turn
+    const Index pitch = transform_.length() * width, begin = first * width;
+    const Index count = std::min(last * width, channels_) - begin, whole = count / width;
+    T* const points = local.take<T>(transform_.spectrum_size()).data();
+    T* const rows = local.take<T>((last - first) * pitch).data();
+    const auto fetch = [&](const T* row) {
+      for (Index i = 0; i < count; i += Index(memory_alignment / sizeof(T))) prefetch_read(row + i);
+    };
+    for (Index t = 0; t < x.length(); ++t) {
+      const T* const from = x.row(t) + begin;
+      if (t + ahead < x.length()) fetch(from + ahead * x.stride());
+      T* const to = rows + t * width;
+      for (Index g = 0; g < whole; ++g) store(to + g * pitch, load(from + g * width));
+      if (count > whole * width) store(to + whole * pitch, load_partial(from + whole * width, count - whole * width));
+    }
+    const auto scatter = [&](const T* source, const HeadSequence<T>& target, bool adds) {
+      for (Index t = 0; t < target.length(); ++t) {
+        T* const to = target.row(t, j) + begin;
+        if (adds && t + ahead < target.length()) fetch(to + ahead * target.row_stride());
+        for (Index g = 0; g < whole; ++g) {
+          const Batch<T> sum = load(source + g * pitch + t * width);
+          store(to + g * width, adds ? load(to + g * width) + sum : sum);
+        }
+        if (const Index some = count - whole * width; some > 0) {
+          const Batch<T> sum = load(source + whole * pitch + t * width);
+          store_partial(to + whole * width, adds ? load_partial(to + whole * width, some) + sum : sum, some);
+        }
+      }
+    };
+    T* const rests = rest.length() > 0 ? local.take<T>((last - first) * pitch).data() : nullptr;
+    for (Index v = first; v < last; ++v) {
+      T* const own = rows + (v - first) * pitch;
+      transform_.multiply({own, x.length(), width}, spectrum(j, v), points);
+      transform_.write(points, {own, y.length(), width});
+      if (rests == nullptr) continue;
+      std::fill_n(rests + (v - first) * pitch, rest.length() * width, T(0));
+      transform_.write_rest(points, {rests + (v - first) * pitch, rest.length(), width});
+    }
+    scatter(rows, y, add);
+    if (rests != nullptr) scatter(rests, rest, true);
+  }
 
   template <class Filter>
   static Index outputs_of(std::string_view operation, Index channels, const Filter& filter) {

@@ -41,7 +41,7 @@ template <std::floating_point T>
 class StreamingConvolution {
  public:
   /// Most taps that are summed directly.
-  static constexpr Index direct_taps = 64;
+  static constexpr Index direct_taps = 32;
 
   /// No channels.
   StreamingConvolution() = default;
@@ -167,35 +167,44 @@ class StreamingConvolution {
     }
   }
 
-  /// The token of a slot: the sums of its outputs, and what the inputs of its block give; or all taps.
+  /// The token of a slot: the sums of its outputs, and what the inputs of its block give; or all taps. Several registers of
+  /// channels together: whole cache lines of rows that are far apart.
   void step(T* state, Index slot, const T* x, T* y) const {
-    const Index stride = pitch(), near = padded(), inside = direct() ? std::min(slot, taps_ - 1) : slot % block;
-    T* const input = inputs(state, slot);
-    std::copy_n(x, channels_, input);
+    constexpr Index most = 4;
+    std::copy_n(x, channels_, inputs(state, slot));
     for (Index j = 0; j < outputs_; ++j) {
-      for (Index h = 0; h < channels_; h += width) {
-        T* const received = input + (1 + j) * near + h;
-        Batch<T> part[4] = {direct() ? broadcast(T(0)) : load(received), broadcast(T(0)), broadcast(T(0)),
-                            broadcast(T(0))};
-        const T* const tap = near_.data() + j * near + h;
-        const auto some = [&](auto i, const T* from, Index lag) SEQMIX_INLINE_LAMBDA {
-          part[i] = fma(load(tap + lag * outputs_ * near), load(from - lag * stride), part[i]);
-        };
-        const auto lags = [&](const T* from, Index lag, Index end) SEQMIX_INLINE_LAMBDA {
-          for (; lag + 4 <= end; lag += 4) unroll<4>([&](auto i) SEQMIX_INLINE_LAMBDA { some(i, from, lag + i); });
-          for (; lag < end; ++lag) some(std::integral_constant<Index, 0>{}, from, lag);
-        };
-        lags(input + h, 0, inside + 1);
-        if (direct()) lags(input + h + period_ * stride, inside + 1, taps_);  // the ring's other end
-        const Batch<T> sum = (part[0] + part[1]) + (part[2] + part[3]);
-        if (h + width <= channels_) {
-          store(y + j * channels_ + h, sum);
-        } else {
-          store_partial(y + j * channels_ + h, sum, channels_ - h);
-        }
-        if (!direct()) store(received, broadcast(T(0)));
-      }
+      Index h = 0;
+      for (; h + most * width <= channels_; h += most * width) step_channels<most>(state, slot, j, h, y);
+      for (; h < channels_; h += width) step_channels<1>(state, slot, j, h, y);
     }
+  }
+
+  template <Index V>
+  SEQMIX_ALWAYS_INLINE void step_channels(T* state, Index slot, Index j, Index h, T* y) const {
+    const Index stride = pitch(), near = padded(), inside = direct() ? std::min(slot, taps_ - 1) : slot % block;
+    const T* const tap = near_.data() + j * near + h;
+    T* const input = inputs(state, slot) + h;
+    T* const received = input + (1 + j) * near;
+    T* const to = y + j * channels_ + h;
+    Batch<T> sum[V];
+    unroll<V>([&](auto v) SEQMIX_INLINE_LAMBDA { sum[v] = direct() ? broadcast(T(0)) : load(received + v * width); });
+    const auto lags = [&](const T* from, Index lag, Index end) SEQMIX_INLINE_LAMBDA {
+      for (; lag < end; ++lag) {
+        unroll<V>([&](auto v) SEQMIX_INLINE_LAMBDA {
+          sum[v] = fma(load(tap + lag * outputs_ * near + v * width), load(from - lag * stride + v * width), sum[v]);
+        });
+      }
+    };
+    lags(input, 0, inside + 1);
+    if (direct()) lags(input + period_ * stride, inside + 1, taps_);  // the ring's other end
+    unroll<V>([&](auto v) SEQMIX_INLINE_LAMBDA {
+      if (V > 1 || h + width <= channels_) {
+        store(to + v * width, sum[v]);
+      } else {
+        store_partial(to, sum[v], channels_ - h);
+      }
+      if (!direct()) store(received + v * width, broadcast(T(0)));
+    });
   }
 
   /// What the inputs of the tile that ends at `position` give to the outputs of the next.
