@@ -260,6 +260,12 @@ inline Work log_average_step(Index channels) {
   return work;
 }
 
+/// The real part of a Fourier transform over both axes of a real matrix: 5/2 n log2(n) operations for n real numbers.
+inline Work fourier(Index length, Index channels) {
+  const double numbers = double(length * channels);
+  return numbers * Work{.flops = 2.5 * std::log2(numbers), .streamed_bytes = 4 * 2};
+}
+
 /// An attention-free average: for each channel an exponential of its key and one in the gate, two multiply-adds for each
 /// token that has a bias (`near` of them on average), whose exponential all channels share, and two for the others.
 inline Work attention_free(Index length, Index channels, double near) {

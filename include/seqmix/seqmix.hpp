@@ -2,6 +2,7 @@
 #pragma once
 
 #include <seqmix/convolution/aft.hpp>
+#include <seqmix/convolution/fnet.hpp>
 #include <seqmix/convolution/gated_hyena.hpp>
 #include <seqmix/convolution/hyena.hpp>
 #include <seqmix/convolution/long_conv.hpp>

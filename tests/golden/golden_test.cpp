@@ -17,7 +17,6 @@ const std::set<std::string> pending = {
     "bigbird",
     "combiner",
     "compressive_transformer",
-    "fnet",
     "forgetting_attention",
     "linformer",
     "longformer",
