@@ -10,7 +10,7 @@
 //
 // Evaluation orders, which agree up to rounding:
 //   in place   a token at a time on the memory where it is: for up to 7 or 15 tokens
-//   fused      four tokens for each pass over the memory, panels of the memory in the first-level cache
+//   fused      a few tokens for each pass over the memory, panels of the memory in the first-level cache
 //   chunked    matrix products over chunks of twelve tokens: measured beside the others (kernel/linear_recurrence in bench),
 //              and not yet the fastest for any shape, so linear_recurrence does not take it
 // Cost O(L H K V) time and O(H K V) scratch; nothing of size L^2 or L K exists.

@@ -80,6 +80,42 @@ SEQMIX_ALWAYS_INLINE bool some_weak(const Batch<T>& most) {
 // These get the sequence of logarithms, by value: a reference to a head would keep all of it out of registers, in kernels that
 // hardly ever call them.
 
+/// What a group of tokens multiplies by, for one vector of key channels.
+template <class T>
+struct GroupDecay {
+  Batch<T> memory;   ///< the rows of the memory, after they are read
+  Batch<T> read;     ///< queries that read the memory before that, beside the decays of the group
+  Batch<T> written;  ///< keys that are added to it after that, likewise
+};
+
+/// That of key channels whose logarithms add up to `logs` and whose factors multiply up to `product`. `waits_for`, in `pending`,
+/// are those of the tokens before, and then of these; `waiting` gathers whether there are any.
+template <class T, class Mask>
+SEQMIX_ALWAYS_INLINE GroupDecay<T> group_decay(const Batch<T>& logs, const Batch<T>& product, T* waits_for,
+                                               Mask& waiting) {
+  const Batch<T> zero = broadcast(T(0)), one = broadcast(T(1)), rest = load(waits_for);
+  const Batch<T> total = rest + logs, size = abs(total);
+  const auto weak = size < broadcast(strong_decay<T>), waits = size < broadcast(least_decay<T>);
+  const Batch<T> loss = expm1_fraction(total), rounded = one + loss, before = one + rest;
+  const Batch<T> left = select(waits, total, select(weak, loss - (rounded - one), zero));
+  waiting = waiting || left != zero;
+  store(waits_for, left);
+  return {select(waits, one, select(weak, rounded, product * before)), before, one - left};
+}
+
+/// That of a group of `tokens` tokens, those from token `first` on, where all key channels decay alike and by `product` in all.
+template <class Decay, class T>
+[[gnu::noinline]] GroupDecay<T> weak_decay_of_all(Sequence<const T> log_decay, Index first, Index tokens,
+                                                  const Batch<T>& product, T* pending) {
+  T logs = *log_decay.row(Decay::constant ? 0 : first);
+  for (Index t = first + 1; !Decay::constant && t < first + tokens; ++t) logs += *log_decay.row(t);
+  if constexpr (Decay::constant) logs *= T(tokens);
+  auto waiting = broadcast(T(1)) < broadcast(T(0));
+  const GroupDecay<T> result = group_decay(broadcast(logs), product, pending + lanes<T>, waiting);
+  store(pending, select(waiting, broadcast(T(1)), broadcast(T(0))));
+  return result;
+}
+
 /// Goes on with rows that wait, or that decay weakly, to behind a group of `tokens` tokens, those from token `first` on.
 /// `decay` is the row that the memory is multiplied by, products of the tokens' factors before; `written` are those that are
 /// added to it after that, `read` and `probing` those that read it before.
@@ -87,36 +123,26 @@ template <class Decay, class T>
 [[gnu::noinline]] void take_weak_decays(Sequence<const T> log_decay, Index first, Index tokens, Index key_dim,
                                         T* pending, const CoefficientRows<T>& decay, const CoefficientRows<T>& written,
                                         const CoefficientRows<T>& read, const CoefficientRows<T>& probing = {}) {
-  constexpr bool alike = !Decay::per_channel;
-  const auto log = [&](Index t, Index i) -> Batch<T> {
-    return alike ? broadcast(*log_decay.row(t)) : channel_log(log_decay, t, i);
-  };
   const Batch<T> zero = broadcast(T(0)), one = broadcast(T(1));
-  Batch<T> factor = one, before = one, after = one;
+  GroupDecay<T> group{one, one, one};
+  if constexpr (!Decay::per_channel) {
+    group = weak_decay_of_all<Decay>(log_decay, first, tokens, load(decay.data), pending);
+  }
   auto waiting = one < zero;
   for (Index i = 0; i < key_dim; i += lanes<T>) {
     T* const product = decay.data + i / lanes<T> * decay.vector_stride;
-    if (!alike || i == 0) {
-      Batch<T> logs = log(Decay::constant ? 0 : first, i);
-      for (Index t = first + 1; !Decay::constant && t < first + tokens; ++t) logs += log(t, i);
-      if (Decay::constant) logs *= broadcast(T(tokens));
-      T* const rest = pending + lanes<T> + i;
-      const Batch<T> total = load(rest) + logs, size = abs(total);
-      const auto weak = size < broadcast(strong_decay<T>), waits = size < broadcast(least_decay<T>);
-      const Batch<T> loss = expm1_fraction(total), rounded = one + loss;
-      before = one + load(rest);
-      factor = select(waits, one, select(weak, rounded, load(product) * before));
-      const Batch<T> left = select(waits, total, select(weak, loss - (rounded - one), zero));
-      after = one - left;
-      waiting = waiting || left != zero;
-      store(rest, left);
+    if constexpr (Decay::per_channel) {
+      Batch<T> logs = channel_log(log_decay, Decay::constant ? 0 : first, i);
+      for (Index t = first + 1; !Decay::constant && t < first + tokens; ++t) logs += channel_log(log_decay, t, i);
+      if constexpr (Decay::constant) logs *= broadcast(T(tokens));
+      group = group_decay(logs, load(product), pending + lanes<T> + i, waiting);
     }
-    store(product, factor);
-    written.scale(i, after);
-    read.scale(i, before);
-    probing.scale(i, before);
+    store(product, group.memory);
+    written.scale(i, group.written);
+    read.scale(i, group.read);
+    probing.scale(i, group.read);
   }
-  store(pending, select(waiting, one, zero));
+  if constexpr (Decay::per_channel) store(pending, select(waiting, one, zero));
 }
 
 /// Numbers of [-1/2, 1/2) that look random, from the bits of three others.

@@ -4,9 +4,9 @@
 //     o_t = q'_t^T S_0 + sum_{s <= t} a[t, s] v_s,       S_M = diag(d) S_0 + sum_s k'_s v_s^T
 // where q'_t, k'_s and d are q_t, k_s and 1 times the decays between the tokens and the ends of the block, and a[t, s] is
 // q_t . k_s times those between s and t. All are products of factors <= 1, so nothing overflows however strong the
-// decay. The memory is read and written once for M tokens: with M = 4, a vector of it costs one load, one store, one
-// multiplication and eight fused multiply-adds, where a token at a time costs four loads, four stores, four
-// multiplications and eight fused multiply-adds.
+// decay. The memory is read and written once for M tokens: with M = 3, a vector of it costs one load, one store, one
+// multiplication and six fused multiply-adds, where a token at a time costs three loads, three stores, three
+// multiplications and six fused multiply-adds.
 #pragma once
 
 #include <algorithm>
@@ -98,44 +98,71 @@ void prepare_coefficients(const Problem& problem, const LinearRecurrenceHead<T>&
   unroll<Tokens>([&](auto s) SEQMIX_INLINE_LAMBDA {
     if constexpr (Readout::weighted) weight[s] = broadcast(*head.weight.row(first + s));
   });
-  Batch<T> most = Decay::any ? load(pending) : broadcast(T(0));
-  for (Index i = 0; i < key_dim; i += width) {
-    T* rows = result.rows + i * row_vectors;
-    Batch<T> factor[Tokens];
-    take_factors<Decay>(head, first, i, pitch, factors, factor);
-    Batch<T> decay_after = factor[Tokens - 1];
-    unroll<Tokens>([&](auto back) SEQMIX_INLINE_LAMBDA {
-      constexpr Index s = Tokens - 1 - back;
-      Batch<T> k = load(keys.row(s) + i);
-      if constexpr (Readout::weighted) k *= weight[s];
-      if constexpr (!Decay::any || back == 0) {
-        store(rows + (1 + s) * width, k);
-      } else {
-        store(rows + (1 + s) * width, k * decay_after);
-        decay_after *= factor[s];
-      }
+  if constexpr (Decay::any && !Decay::per_channel) {
+    // Where all channels decay alike, what the memory waits for is known before the rows are read.
+    Batch<T> factor[Tokens], written[Tokens], read[Tokens];
+    take_factors<Decay>(head, first, Index(0), pitch, factors, factor);
+    Batch<T> product = factor[0];
+    unroll<Tokens - 1>([&](auto t) SEQMIX_INLINE_LAMBDA { product *= factor[t + 1]; });
+    GroupDecay<T> group{product, broadcast(T(1)), broadcast(T(1))};
+    if (some_weak(max(product, load(pending)))) {
+      group = weak_decay_of_all<Decay>(head.log_decay, first, Tokens, product, pending);
+    }
+    written[Tokens - 1] = group.written;
+    read[0] = lag == 0 ? group.read * factor[0] : group.read;
+    unroll<Tokens - 1>([&](auto t) SEQMIX_INLINE_LAMBDA {
+      written[Tokens - 2 - t] = written[Tokens - 1 - t] * factor[Tokens - 1 - t];
+      read[t + 1] = read[t] * factor[t + 1 - lag];
     });
-    store(rows, decay_after);
-    most = max(decay_after, most);
-    Batch<T> decay_before = factor[0];
-    unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
-      const Batch<T> q = load(queries.row(t) + i);
-      if constexpr (!Decay::any || t < lag) {
-        store(rows + (1 + Tokens + t) * width, q);
-      } else {
-        if constexpr (t > lag) decay_before *= factor[t - lag];
-        store(rows + (1 + Tokens + t) * width, q * decay_before);
+    for (Index i = 0; i < key_dim; i += width) {
+      T* rows = result.rows + i * row_vectors;
+      store(rows, group.memory);
+      unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
+        Batch<T> k = load(keys.row(t) + i);
+        if constexpr (Readout::weighted) k *= weight[t];
+        store(rows + (1 + t) * width, k * written[t]);
+        store(rows + (1 + Tokens + t) * width, load(queries.row(t) + i) * read[t]);
+      });
+    }
+  } else {
+    Batch<T> most = Decay::any ? load(pending) : broadcast(T(0));
+    for (Index i = 0; i < key_dim; i += width) {
+      T* rows = result.rows + i * row_vectors;
+      Batch<T> factor[Tokens];
+      take_factors<Decay>(head, first, i, pitch, factors, factor);
+      Batch<T> decay_after = factor[Tokens - 1];
+      unroll<Tokens>([&](auto back) SEQMIX_INLINE_LAMBDA {
+        constexpr Index s = Tokens - 1 - back;
+        Batch<T> k = load(keys.row(s) + i);
+        if constexpr (Readout::weighted) k *= weight[s];
+        if constexpr (!Decay::any || back == 0) {
+          store(rows + (1 + s) * width, k);
+        } else {
+          store(rows + (1 + s) * width, k * decay_after);
+          decay_after *= factor[s];
+        }
+      });
+      store(rows, decay_after);
+      most = max(decay_after, most);
+      Batch<T> decay_before = factor[0];
+      unroll<Tokens>([&](auto t) SEQMIX_INLINE_LAMBDA {
+        const Batch<T> q = load(queries.row(t) + i);
+        if constexpr (!Decay::any || t < lag) {
+          store(rows + (1 + Tokens + t) * width, q);
+        } else {
+          if constexpr (t > lag) decay_before *= factor[t - lag];
+          store(rows + (1 + Tokens + t) * width, q * decay_before);
+        }
+      });
+    }
+    if constexpr (Decay::any) {
+      if (some_weak(most)) [[unlikely]] {
+        const auto rows = [&](Index begin, Index count) -> CoefficientRows<T> {
+          return {result.rows + begin * width, row_vectors * width, width, count};
+        };
+        take_weak_decays<Decay>(head.log_decay, first, Tokens, key_dim, pending, rows(0, 1), rows(1, Tokens),
+                                rows(1 + Tokens, Tokens));
       }
-    });
-  }
-
-  if constexpr (Decay::any) {
-    if (some_weak(most)) [[unlikely]] {
-      const auto rows = [&](Index begin, Index count) -> CoefficientRows<T> {
-        return {result.rows + begin * width, row_vectors * width, width, count};
-      };
-      take_weak_decays<Decay>(head.log_decay, first, Tokens, key_dim, pending, rows(0, 1), rows(1, Tokens),
-                              rows(1 + Tokens, Tokens));
     }
   }
 

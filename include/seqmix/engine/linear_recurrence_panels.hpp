@@ -2,9 +2,8 @@
 //
 // A head's memory is held in panels of two vectors of value columns, [key_dim][2 vectors], copied on entry and exit: a
 // panel fits the first-level cache whatever the key_dim, and panels are what threads share. Blocks of tokens are the outer
-// loop and heads the inner: the rows of a block come from memory once for all heads, and the coefficients of a block, made
-// once for all panels of a head, stay in the first-level cache. Where the memory of all heads is larger than the second-level
-// cache, every block moves it from behind that and back: then blocks are longer, for coefficients that stay in the second.
+// loop and heads the inner: the rows of a block come from memory once for all heads, and every panel is moved between the
+// caches once for each block, whose coefficients, made once for all panels of a head, stay in the first-level cache.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +14,7 @@ namespace seqmix::inline SEQMIX_ARCH {
 
 /// How linear_recurrence_panels goes over the tokens.
 enum class RecurrenceOrder {
-  fused,   ///< four tokens for each pass over the memory
+  fused,   ///< a few tokens for each pass over the memory
   chunked  ///< matrix products over chunks of twelve tokens
 };
 
@@ -28,20 +27,17 @@ class PanelRecurrence {
   PanelRecurrence(const Problem& problem, Index first, Index last, Workspace& workspace)
       : problem_(problem), first_(first), last_(last) {
     for (auto& chunk : chunks_) chunk = ChunkCoefficientsOf<Delta, T>(key_dim_, workspace);
-    const Index groups = chunked ? Index(groups_.size()) : block_ / group_tokens;
-    for (Index i = 0; i < groups; ++i) {
-      groups_[std::size_t(i)] = CoefficientsOf<Delta, T, group_tokens>(key_dim_, workspace);
-    }
+    for (auto& group : groups_) group = CoefficientsOf<Delta, T, group_tokens>(key_dim_, workspace);
     for (auto& single : singles_) single = CoefficientsOf<Delta, T, 1>(key_dim_, workspace);
     panels_memory_ = workspace.take<T>((last - first) * parts * panel_size_).data();
-    staged_ = StagedRows<T>(problem.delta, block_, key_dim_, workspace);
+    staged_ = StagedRows<T>(problem.delta, block_tokens, key_dim_, workspace);
     values_ = workspace.take<T>((Delta::low_rank ? 2 : 1) * chunk_tokens * panel_columns).data();
     const Index heads = last_head_ - first_head_ + 1;
     factors_ = workspace
                    .take<T>(Decay::constant            ? heads * pitch_
-                            : Decay::per_value_channel ? block_ * factor_pitch_
+                            : Decay::per_value_channel ? block_tokens * factor_pitch_
                             : Decay::per_channel       ? (chunked ? chunk_tokens : group_tokens) * pitch_
-                                                       : padded<T>(block_))
+                                                       : padded<T>(block_tokens))
                    .data();
     key_sums_ = workspace.take<T>(Normalizer::any ? heads * 2 * pitch_ : 0).data();
     pending_ = workspace.take<T>(heads * pending_pitch_).data();
@@ -56,10 +52,10 @@ class PanelRecurrence {
       if constexpr (Decay::constant) load_factors<Decay>(problem_.head(h), 0, 1, factors(h));
     }
     Index settled = 0;
-    for (Index begin = 0; begin < problem_.length(); begin += block_) {
+    for (Index begin = 0; begin < problem_.length(); begin += block_tokens) {
       for (Index h = first_head_; h <= last_head_; ++h)
-        run_block(h, begin, std::min(block_, problem_.length() - begin));
-      if (begin + block_ - settled >= settle_interval) settle_all(), settled = begin + block_;
+        run_block(h, begin, std::min(block_tokens, problem_.length() - begin));
+      if (begin + block_tokens - settled >= settle_interval) settle_all(), settled = begin + block_tokens;
     }
     save_panels();
   }
@@ -76,17 +72,11 @@ class PanelRecurrence {
   static_assert(!(chunked && (Decay::per_value_channel || decltype(Problem::readout)::weighted)));
   static_assert(!(chunked && Problem::sums && Decay::any), "chunks read the settled part only, before it is rescaled");
   static constexpr Index parts = Problem::sums ? 2 : 1;  // of a panel: recent, settled
-  // Two sources for each of four tokens do not fit sixteen registers.
-  static constexpr Index group_tokens = Delta::low_rank && register_count<> < 32 ? 2 : 4;
-  static constexpr Index short_block = 8, longest_block = chunked ? 2 * chunk_tokens : 32;
-  // Half of a small second-level cache.
-  static constexpr Index large_memory = Index(1) << 18;
-
-  /// Tokens of a block, the same for all threads.
-  static Index block_of(const Problem& problem) {
-    const Index bytes = problem.memory.shape().size() * parts * Index(sizeof(T));
-    return chunked || bytes > large_memory ? longest_block : short_block;
-  }
+  // As many tokens as leave their values, their outputs, and a row of the memory in registers, two vectors of each: with
+  // four, sixteen registers do not hold them, and a token takes up to a third longer.
+  static constexpr Index group_tokens = register_count<> >= 32 ? 4 : Delta::low_rank ? 2 : 3;
+  static constexpr Index block_tokens =
+      chunked ? 2 * chunk_tokens : 24;  // measured: 12 takes 1 to 10% longer, 36 the same
 
   Index columns_of(Index panel) const { return std::min(panel_columns, value_dim_ - panel * panel_columns); }
   T* panel_memory(Index unit) { return panels_memory_ + (unit - first_) * parts * panel_size_; }
@@ -257,8 +247,8 @@ class PanelRecurrence {
     /// While head h is swept over the block that begins with `begin`, with `calls` calls of prefetch().
     Upcoming(const PanelRecurrence& recurrence, Index h, Index begin, Index calls) {
       const Index heads = recurrence.last_head_ - recurrence.first_head_ + 1, next = h - recurrence.first_head_ + 2;
-      const Index next_head = recurrence.first_head_ + next % heads, token = begin + next / heads * recurrence.block_;
-      tokens_ = std::clamp(recurrence.problem_.length() - token, Index(0), recurrence.block_);
+      const Index next_head = recurrence.first_head_ + next % heads, token = begin + next / heads * block_tokens;
+      tokens_ = std::clamp(recurrence.problem_.length() - token, Index(0), block_tokens);
       if (tokens_ == 0) return;
       const auto head = recurrence.problem_.head(next_head);
       Index count = 0;
@@ -319,14 +309,13 @@ class PanelRecurrence {
 
   const Problem& problem_;
   const Index first_, last_;
-  const Index block_ = block_of(problem_);
   const Index key_dim_ = problem_.key_dim(), value_dim_ = problem_.value_dim(), pitch_ = padded<T>(key_dim_);
   const Index pending_pitch_ = pending_pitch<FadingRows, T>(key_dim_);
   const Index factor_pitch_ = factor_pitch<Decay, T>(key_dim_, value_dim_);
   const Index panels_ = (value_dim_ + panel_columns - 1) / panel_columns, panel_size_ = key_dim_ * panel_columns;
   const Index first_head_ = first_ / panels_, last_head_ = (last_ - 1) / panels_;
   std::array<ChunkCoefficientsOf<Delta, T>, chunked ? 2 : 0> chunks_;
-  std::array<CoefficientsOf<Delta, T, group_tokens>, (chunked ? chunk_tokens - 1 : longest_block) / group_tokens>
+  std::array<CoefficientsOf<Delta, T, group_tokens>, (chunked ? chunk_tokens - 1 : block_tokens) / group_tokens>
       groups_;
   std::array<CoefficientsOf<Delta, T, 1>, group_tokens - 1> singles_;
   StagedRows<T> staged_;
