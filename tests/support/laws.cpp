@@ -157,7 +157,7 @@ class Checker {
   }
   Rows steps(AnyState& state, const Rows& x) {
     Rows y = nan_rows(x.rows());
-    steps_into(state, x, 0, x.rows(), y, workspace_);
+    steps_into(state, x, 0, x.rows(), y, step_workspace_);
     return y;
   }
 
@@ -174,7 +174,7 @@ class Checker {
       const bool by_steps = count <= 20 && rng.integer(0, 2) == 0;
       description += " " + std::to_string(begin) + (by_steps ? " (steps)" : "");
       if (by_steps) {
-        steps_into(state, x, begin, count, y, workspace_);
+        steps_into(state, x, begin, count, y, step_workspace_);
       } else {
         prefill_into(state, x, begin, count, y, workspace_);
       }
@@ -724,6 +724,7 @@ class Checker {
   bool full_;
   Index channels_;
   Workspace workspace_;
+  Workspace step_workspace_;  // for steps alone, as poison() fills all that a workspace ever held
   std::map<Index, std::unique_ptr<Sample>> samples_;
 };
 
