@@ -337,40 +337,65 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const DeltaCoefficients<T, 1, low_rank>
       store_partial(destination, x, columns);
     }
   };
-  Batch<T> p[1][Vectors], v[1][Vectors], x[sources][Vectors], o[1][Vectors];
-  unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
-    p[0][b] = broadcast(T(0));
-    v[0][b] = read(value + b * width);
+  // Both products with the memory as it was are taken in one pass, so that the other one has registers for the sources. Narrow
+  // sweeps have two chains of additions for each, which hide their latency.
+  constexpr Index chains = Vectors < 4 ? 2 : 1;
+  Batch<T> probed[chains][Vectors], queried[chains][Vectors];
+  unroll<chains>([&](auto c) SEQMIX_INLINE_LAMBDA {
+    unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA { probed[c][b] = queried[c][b] = broadcast(T(0)); });
   });
-  for (Index i = 0; i < key_dim; ++i) {
-    const Batch<T> a = broadcast(coefficients.probes[i]);
-    const T* row = memory + i * row_stride;
-    unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA { p[0][b] = fma(a, read(row + b * width), p[0][b]); });
-  }
-  solve_sources<Vectors>(coefficients, p, v, x);
-  mix_sources<Vectors>(coefficients, x, o);
-  for (Index i = 0; i < key_dim; ++i) {
-    const T* coefficient = coefficients.rows + (i / width) * row_vectors * width + i % width;
-    const Batch<T> d = broadcast(coefficient[0]), q = broadcast(coefficient[(1 + sources) * width]);
-    T* row = memory + i * row_stride;
+  const auto read_row = [&](auto c, const T* probe, const T* coefficient, const T* row) SEQMIX_INLINE_LAMBDA {
+    const Batch<T> a = broadcast(*probe), q = broadcast(coefficient[(1 + sources) * width]);
     unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
       Batch<T> m = read(row + b * width);
       // Else the compiler reads it twice, and the ports for loads are what limits this loop.
       keep_in_register<T>(m);
-      o[0][b] = fma(q, m, o[0][b]);
-      const auto source = [&](auto j) SEQMIX_INLINE_LAMBDA { return broadcast(coefficient[(1 + j) * width]); };
-      if constexpr (decays) {
-        // Rounded once, with what is added: see linear_recurrence_fading.hpp.
-        Batch<T> added = source(0) * x[0][b];
-        unroll<sources - 1>([&](auto j) SEQMIX_INLINE_LAMBDA { added = fma(source(j + 1), x[j + 1][b], added); });
-        m = fma(m, d, added);
-      } else {
-        unroll<sources>([&](auto j) SEQMIX_INLINE_LAMBDA { m = fma(source(j), x[j][b], m); });
-      }
-      write(row + b * width, m);
+      probed[c][b] = fma(a, m, probed[c][b]);
+      queried[c][b] = fma(q, m, queried[c][b]);
     });
+  };
+  for (Index i = 0; i < key_dim; i += width) {
+    const T *probe = coefficients.probes + i, *coefficient = coefficients.rows + i * row_vectors;
+    const T* row = memory + i * row_stride;
+    Index rows = std::min(width, key_dim - i);
+    for (; rows >= chains; rows -= chains) {
+      unroll<chains>([&](auto c) SEQMIX_INLINE_LAMBDA { read_row(c, probe++, coefficient++, row), row += row_stride; });
+    }
+    if (chains > 1 && rows > 0) read_row(std::integral_constant<Index, 0>{}, probe, coefficient, row);
   }
-  unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA { write(output + b * width, o[0][b] * broadcast(output_scale)); });
+
+  Batch<T> p[1][Vectors], v[1][Vectors], x[sources][Vectors], o[1][Vectors];
+  unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
+    p[0][b] = chains == 1 ? probed[0][b] : probed[0][b] + probed[chains - 1][b];
+    v[0][b] = read(value + b * width);
+  });
+  solve_sources<Vectors>(coefficients, p, v, x);
+  mix_sources<Vectors>(coefficients, x, o);
+  unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
+    o[0][b] += chains == 1 ? queried[0][b] : queried[0][b] + queried[chains - 1][b];
+    write(output + b * width, o[0][b] * broadcast(output_scale));
+  });
+  for (Index i = 0; i < key_dim; i += width) {
+    const T* coefficient = coefficients.rows + i * row_vectors;
+    T* row = memory + i * row_stride;
+    for (Index r = 0; r < std::min(width, key_dim - i); ++r, ++coefficient, row += row_stride) {
+      const Batch<T> d = broadcast(coefficient[0]);
+      Batch<T> source[sources];
+      unroll<sources>([&](auto j) SEQMIX_INLINE_LAMBDA { source[j] = broadcast(coefficient[(1 + j) * width]); });
+      unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
+        Batch<T> m = read(row + b * width);
+        if constexpr (decays) {
+          // Rounded once, with what is added: see linear_recurrence_fading.hpp.
+          Batch<T> added = source[0] * x[0][b];
+          unroll<sources - 1>([&](auto j) SEQMIX_INLINE_LAMBDA { added = fma(source[j + 1], x[j + 1][b], added); });
+          m = fma(m, d, added);
+        } else {
+          unroll<sources>([&](auto j) SEQMIX_INLINE_LAMBDA { m = fma(source[j], x[j][b], m); });
+        }
+        write(row + b * width, m);
+      });
+    }
+  }
 }
 
 }  // namespace detail

@@ -224,8 +224,10 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
         }
       };
       Index column = 0;
-      for (; column + in_place_columns<T> <= value_dim; column += in_place_columns<T>) {
-        sweep(std::integral_constant<Index, 8>{}, column, Index(-1));
+      // With a delta policy two products are summed up for each column, which is twice as many registers.
+      constexpr Index wide = Delta::any ? 4 : in_place_columns<T> / width;
+      for (; column + wide * width <= value_dim; column += wide * width) {
+        sweep(std::integral_constant<Index, wide>{}, column, Index(-1));
       }
       for (; column + 2 * width <= value_dim; column += 2 * width) {
         sweep(std::integral_constant<Index, 2>{}, column, Index(-1));
