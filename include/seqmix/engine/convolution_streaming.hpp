@@ -51,26 +51,29 @@ class StreamingConvolution {
   /// `operation`, where it has no taps or not a number of rows that `channels` divides.
   template <class Filter>
   StreamingConvolution(std::string_view operation, Index channels, const Filter& filter)
+      : StreamingConvolution(operation, channels, Matrix<T>(filter.template cast<T>())) {}
+  StreamingConvolution(std::string_view operation, Index channels, const Matrix<T>& filter)
       : channels_(channels), outputs_(channels > 0 ? filter.rows() / channels : 0), taps_(filter.cols()) {
     expect(taps_ > 0, operation, "filter", "must have at least one column");
     expect_divides(operation, "channels", channels, "rows of the filter", filter.rows());
     period_ = std::max(block, Index(std::bit_ceil(std::size_t(taps_))));
-    const auto tap = [&](Index row, Index lag) { return lag < taps_ ? T(filter(row, lag)) : T(0); };
     const Index near = direct() ? taps_ : block;
     near_.resize(std::size_t(near * outputs_ * padded()));
-    for (Index lag = 0; lag < near; ++lag) {
+    for (Index lag = 0; lag < std::min(near, taps_); ++lag) {
       for (Index row = 0; row < filter.rows(); ++row) {
-        near_[std::size_t((lag * outputs_ + row / channels) * padded() + row % channels)] = tap(row, lag);
+        near_[std::size_t((lag * outputs_ + row / channels) * padded() + row % channels)] = filter(row, lag);
       }
     }
     if (direct()) {
       direct_ = CausalConvolution<T>(operation, channels, filter);
       return;
     }
-    for (Index tile = block; tile < period_; tile *= 2) {
-      tiles_.emplace_back(channels, outputs_, tile, false, [&](Index row, Index lag) { return tap(row, tile + lag); });
-    }
-    for (Index tile = least_whole; tile <= period_; tile *= 2) whole_.emplace_back(channels, outputs_, tile, true, tap);
+    const auto add = [&](std::vector<LongConvolution<T>>& to, Index tile, Index first) {
+      to.emplace_back(channels, outputs_, tile, first == 0,
+                      [&](Index row, Index lag) { return first + lag < taps_ ? filter(row, first + lag) : T(0); });
+    };
+    for (Index tile = block; tile < period_; tile *= 2) add(tiles_, tile, tile);
+    for (Index tile = least_whole; tile <= period_; tile *= 2) add(whole_, tile, 0);
   }
 
   Index channels() const { return channels_; }
