@@ -1,4 +1,4 @@
-// Continues a text with a Mamba-2 language model: the prompt at once by the parallel path, then token by token.
+// Continues a text with a language model of Mamba-1 or Mamba-2: the prompt at once by the parallel path, then token by token.
 //
 //   mamba_generate model.safetensors --prompt "Once upon a time" --tokens 200 --temperature 0.8 --seed 1
 //   mamba_generate mamba2-130m.safetensors --numbers --prompt "8171 247 1264"
@@ -18,7 +18,7 @@ using namespace seqmix;
 
 constexpr char usage[] =
     "usage: mamba_generate <model.safetensors> [options]\n"
-    "Continues a text with a Mamba-2 language model in the layout of state-spaces/mamba2-*, one file.\n"
+    "Continues a text with a Mamba language model in the layout of state-spaces/mamba-* or mamba2-*, one file.\n"
     "  --prompt <text>        the text to continue (default: \"Once upon a time\")\n"
     "  --tokens <count>       how many tokens to add (default: 200)\n"
     "  --temperature <value>  0 takes the likeliest token, 1 samples as trained (default: 0)\n"

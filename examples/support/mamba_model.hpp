@@ -1,6 +1,7 @@
-// Mamba-2 language models: what stands around the mixer that the library has.
+// Language models of Mamba-1 and Mamba-2: what stands around the mixers that the library has.
 //
-//   Source    Dao, Gu 2024, arXiv:2405.21060; state-spaces/mamba, mamba_ssm/models/mixer_seq_simple.py
+//   Source    Gu, Dao 2023, arXiv:2312.00752; Dao, Gu 2024, arXiv:2405.21060; state-spaces/mamba,
+//             mamba_ssm/models/mixer_seq_simple.py
 //   Layout    the published names: backbone.embedding.weight (or embeddings), backbone.layers.<i>.norm.weight,
 //             backbone.layers.<i>.mixer.*, backbone.norm_f.weight, lm_head.weight (without it, the embedding is the head)
 //
@@ -8,8 +9,8 @@
 //     per layer:  x += mixer(rms(x) w)
 //     logits = head (rms(x) w)
 //
-// A checkpoint says most sizes by the shapes of its tensors. What it doesn't, stands in its metadata, as in the authors'
-// ssm_cfg: ngroups (1 where it is missing) and norm_before_gate (false).
+// A mixer with x_proj.weight is one of Mamba-1. A checkpoint says most sizes by the shapes of its tensors. What it doesn't,
+// stands in its metadata, as in the authors' ssm_cfg: of Mamba-2 ngroups (1 where it is missing) and norm_before_gate (false).
 #pragma once
 
 #include <algorithm>
@@ -20,10 +21,12 @@
 #include <seqmix/io/safetensors.hpp>
 #include <seqmix/parts/linear.hpp>
 #include <seqmix/parts/norm.hpp>
+#include <seqmix/ssm/mamba.hpp>
 #include <seqmix/ssm/mamba2.hpp>
 #include <span>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 namespace mamba {
@@ -62,20 +65,32 @@ typename Mamba2<T>::Config config_of(const typename Mamba2<T>::Weights& weights,
   return config;
 }
 
+/// The same of Mamba-1: in_proj has 2 E rows, dt_proj as many columns as the time constants have rank.
+template <class T>
+typename Mamba<T>::Config config_of(const typename Mamba<T>::Weights& weights, Index channels) {
+  const Index inner = weights.output.cols();
+  expect(inner > 0 && inner % channels == 0, "mamba", "out_proj.weight", "has a shape that fits no state space");
+  typename Mamba<T>::Config config;
+  config.channels = channels;
+  config.expand = inner / channels;
+  config.state_dim = weights.log_decay.cols();
+  config.convolution_width = weights.convolution.cols();
+  config.delta_rank = weights.delta.cols();
+  config.convolution_bias = weights.convolution_bias.size() > 0;
+  config.bias = weights.input_bias.size() > 0;
+  return config;
+}
+
 /// A whole model. Immutable, like a mixer: states are values, scratch comes from the caller's workspace.
 template <std::floating_point T>
 class Model {
  public:
   using Scalar = T;
-  using Mixer = Mamba2<T>;
-  using State = std::vector<typename Mixer::State>;
+  using Mixer = std::variant<Mamba<T>, Mamba2<T>>;
+  using State = std::vector<std::variant<typename Mamba<T>::State, typename Mamba2<T>::State>>;
 
   /// Throws SafetensorsError, naming file and tensor, if the file lacks tensors or holds them with wrong shapes.
   explicit Model(const SafetensorsFile& file) {
-    const std::string layer = "backbone.layers.0.mixer.";
-    if (file.contains(layer + "x_proj.weight")) {
-      throw SafetensorsError(file.path() + ": models of Mamba-1 are not supported yet");
-    }
     describe(file, "", [&] {
       const bool plural = file.contains("backbone.embeddings.weight");
       embedding_ = file.matrix<T>(plural ? "backbone.embeddings.weight" : "backbone.embedding.weight");
@@ -92,10 +107,19 @@ class Model {
       const std::string prefix = "backbone.layers." + std::to_string(index) + ".";
       if (!file.contains(prefix + "norm.weight")) break;
       describe(file, prefix, [&] {
-        typename Mixer::Weights weights;
-        load_weights(weights, file, prefix + "mixer.");
-        layers_.push_back({norm(file, prefix + "norm.weight"),
-                           Mixer(config_of<T>(weights, channels(), groups, norm_before_gate), weights)});
+        const std::string mixer = prefix + "mixer.";
+        const auto load = [&](auto weights, const auto& make) {
+          load_weights(weights, file, mixer);
+          layers_.push_back({norm(file, prefix + "norm.weight"), make(weights)});
+        };
+        if (file.contains(mixer + "x_proj.weight")) {
+          load(typename Mamba<T>::Weights(),
+               [&](const auto& weights) { return Mamba<T>(config_of<T>(weights, channels()), weights); });
+        } else {
+          load(typename Mamba2<T>::Weights(), [&](const auto& weights) {
+            return Mamba2<T>(config_of<T>(weights, channels(), groups, norm_before_gate), weights);
+          });
+        }
       });
     }
     if (layers_.empty()) throw SafetensorsError(file.path() + ": has no tensor backbone.layers.0.norm.weight");
@@ -107,16 +131,17 @@ class Model {
 
   State initial_state() const {
     State state;
-    for (const Layer& layer : layers_) state.push_back(layer.mixer.initial_state());
+    for (const Layer& layer : layers_) {
+      std::visit([&](const auto& mixer) { state.emplace_back(mixer.initial_state()); }, layer.mixer);
+    }
     return state;
   }
 
   /// Bytes of the numbers in `state`.
   static std::size_t state_bytes(const State& state) {
     std::size_t total = 0;
-    for (const auto& layer : state) {
-      visit_fields(layer, [&](std::string_view, const auto& field) { total += field.size() * sizeof(field[0]); });
-    }
+    const auto add = [&](std::string_view, const auto& field) { total += field.size() * sizeof(field[0]); };
+    for (const auto& layer : state) std::visit([&](const auto& fields) { visit_fields(fields, add); }, layer);
     return total;
   }
 
@@ -127,6 +152,9 @@ class Model {
     const Index length = Index(tokens.size());
     for (const Index token : tokens) expect(token >= 0 && token < vocabulary(), "model", "tokens", "unknown token");
     expect(state.size() == layers_.size(), "model", "state", "belongs to another model");
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      expect(state[i].index() == layers_[i].mixer.index(), "model", "state", "belongs to another model");
+    }
     if (logits.length() != 1 || length == 0) expect_shape("model", "logits", {length, vocabulary()}, logits);
     expect_shape("model", "logits", {logits.length(), vocabulary()}, logits);
     if (length == 0) return;
@@ -140,7 +168,10 @@ class Model {
     }
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       normalize(x, layers_[i].norm, normal);
-      layers_[i].mixer.prefill(state[i], normal, mixed, workspace);
+      const auto mix = [&]<class M>(const M& mixer) {
+        mixer.prefill(std::get<typename M::State>(state[i]), normal, mixed, workspace);
+      };
+      std::visit(mix, layers_[i].mixer);
       for (Index t = 0; t < length; ++t) {
         for (Index c = 0; c < channels(); ++c) x.row(t)[c] += mixed.row(t)[c];
       }

@@ -1,4 +1,4 @@
-// Language models of Mamba-2: a small random checkpoint in the published layout, in float and double.
+// Language models of Mamba-1 and Mamba-2: small random checkpoints in the published layout, in float and double.
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_exception.hpp>
@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "examples/support/mamba_model.hpp"
@@ -17,20 +18,32 @@ using namespace model_tests;
 using Catch::Matchers::ContainsSubstring;
 using Catch::Matchers::MessageMatches;
 
-/// A checkpoint of two layers, whose tensors can be left out or replaced.
+/// A checkpoint of two layers, whose tensors can be left out or replaced. A mixed one has a layer of either version.
 class SampleCheckpoint {
  public:
-  SampleCheckpoint() {
+  enum Version { first, second, mixed };
+
+  explicit SampleCheckpoint(Version version = second) {
     add("backbone.embedding.weight", {vocabulary, channels});
     add("backbone.norm_f.weight", {channels});
     for (const std::string layer : {"backbone.layers.0.", "backbone.layers.1."}) {
       add(layer + "norm.weight", {channels});
+      add(layer + "mixer.out_proj.weight", {channels, inner});
+      if (version == first || (version == mixed && layer == "backbone.layers.0.")) {
+        add(layer + "mixer.in_proj.weight", {2 * inner, channels});
+        add(layer + "mixer.conv1d.weight", {inner, 1, 4});
+        add(layer + "mixer.conv1d.bias", {inner});
+        add(layer + "mixer.x_proj.weight", {rank + 2 * states, inner});
+        add(layer + "mixer.dt_proj.weight", {inner, rank});
+        for (const char* name : {"mixer.dt_proj.bias", "mixer.D"}) add(layer + name, {inner});
+        add(layer + "mixer.A_log", {inner, states});
+        continue;
+      }
       add(layer + "mixer.in_proj.weight", {2 * inner + 2 * groups * states + heads, channels});
       add(layer + "mixer.conv1d.weight", {inner + 2 * groups * states, 1, 4});
       add(layer + "mixer.conv1d.bias", {inner + 2 * groups * states});
       for (const char* name : {"mixer.dt_bias", "mixer.A_log", "mixer.D"}) add(layer + name, {heads});
       add(layer + "mixer.norm.weight", {inner});
-      add(layer + "mixer.out_proj.weight", {channels, inner});
     }
   }
 
@@ -51,7 +64,7 @@ class SampleCheckpoint {
     return SafetensorsFile(writer.bytes(), "sample");
   }
 
-  static constexpr Index channels = 6, inner = 12, heads = 4, groups = 2, states = 5, vocabulary = 16;
+  static constexpr Index channels = 6, inner = 12, heads = 4, groups = 2, states = 5, rank = 3, vocabulary = 16;
   std::map<std::string, std::string> metadata = {{"ngroups", "2"}};
   std::map<std::string, std::vector<Index>> shapes;  // of all tensors
 };
@@ -63,31 +76,42 @@ std::vector<Index> random_tokens(Index count) {
   return tokens;
 }
 
-TEMPLATE_TEST_CASE("a Mamba-2 checkpoint is the same through every path", "[models]", float, double) {
+TEMPLATE_TEST_CASE("a Mamba checkpoint is the same through every path", "[models]", float, double) {
   using T = TestType;
-  const mamba::Model<T> model(SampleCheckpoint().file());
-  CHECK(model.layers() == 2);
-  CHECK(model.vocabulary() == SampleCheckpoint::vocabulary);
-  const std::vector<Index> tokens = random_tokens(70);
-  const auto [whole, state] = in_pieces(model, tokens, {70});
-  // Rounding grows through two layers of norms.
-  const double bound = std::is_same_v<T, float> ? 1e-4 : 1e-12;
-  const Matrix<double> expected = whole.template cast<double>();
-  CHECK(difference(in_pieces(model, tokens, {3, 0, 11}).first, expected) <= bound);
-  CHECK(difference(step_by_step(model, tokens).first, expected) <= bound);
-  CHECK(model.state_bytes(state) == 2 * (12 * 5 + 4 * (12 + 2 * 2 * 5)) * sizeof(T));
+  constexpr Index first_state = 12 * 5 + 4 * 12, second_state = 12 * 5 + 4 * (12 + 2 * 2 * 5);
+  const std::pair<SampleCheckpoint::Version, Index> versions[] = {
+      {SampleCheckpoint::first, 2 * first_state},
+      {SampleCheckpoint::second, 2 * second_state},
+      {SampleCheckpoint::mixed, first_state + second_state}};
+  for (const auto& [version, numbers] : versions) {
+    INFO(int(version));
+    const mamba::Model<T> model(SampleCheckpoint(version).file());
+    CHECK(model.layers() == 2);
+    CHECK(model.vocabulary() == SampleCheckpoint::vocabulary);
+    const std::vector<Index> tokens = random_tokens(70);
+    const auto [whole, state] = in_pieces(model, tokens, {70});
+    // Rounding grows through two layers of norms.
+    const double bound = std::is_same_v<T, float> ? 1e-4 : 1e-12;
+    const Matrix<double> expected = whole.template cast<double>();
+    CHECK(difference(in_pieces(model, tokens, {3, 0, 11}).first, expected) <= bound);
+    CHECK(difference(step_by_step(model, tokens).first, expected) <= bound);
+    CHECK(model.state_bytes(state) == std::size_t(numbers) * sizeof(T));
 
-  Matrix<T> last = poisoned<T>(1, model.vocabulary());
-  Workspace workspace;
-  auto fresh = model.initial_state();
-  model.prefill(fresh, tokens, last, workspace);
-  CHECK(difference(last, Matrix<double>(expected.bottomRows(1))) <= bound);
+    Matrix<T> last = poisoned<T>(1, model.vocabulary());
+    Workspace workspace;
+    auto fresh = model.initial_state();
+    model.prefill(fresh, tokens, last, workspace);
+    CHECK(difference(last, Matrix<double>(expected.bottomRows(1))) <= bound);
+  }
 }
 
 /// The equations in double, for the sample's sizes.
-TEST_CASE("logits of a Mamba-2 model follow from embedding, norms, mixers and head", "[models]") {
-  for (const bool tied : {true, false}) {
-    SampleCheckpoint checkpoint;
+TEST_CASE("logits of a Mamba model follow from embedding, norms, mixers and head", "[models]") {
+  for (const auto& [tied, version] : {std::pair{true, SampleCheckpoint::second},
+                                      {false, SampleCheckpoint::second},
+                                      {true, SampleCheckpoint::first},
+                                      {false, SampleCheckpoint::first}}) {
+    SampleCheckpoint checkpoint(version);
     if (!tied) checkpoint.add("lm_head.weight", {SampleCheckpoint::vocabulary, SampleCheckpoint::channels});
     const SafetensorsFile file = checkpoint.file();
     const mamba::Model<double> model(file);
@@ -106,11 +130,19 @@ TEST_CASE("logits of a Mamba-2 model follow from embedding, norms, mixers and he
     };
     Workspace workspace;
     for (const std::string layer : {"backbone.layers.0.", "backbone.layers.1."}) {
-      Mamba2<double>::Weights weights;
-      load_weights(weights, file, layer + "mixer.");
-      const Mamba2<double> mixer({.channels = 6, .inner_channels = 12, .head_dim = 3, .state_dim = 5, .groups = 2},
-                                 weights);
-      mixer.forward(normalised(layer + "norm.weight"), mixed, workspace);
+      const Matrix<double> normal = normalised(layer + "norm.weight");
+      if (version == SampleCheckpoint::first) {
+        Mamba<double>::Weights weights;
+        load_weights(weights, file, layer + "mixer.");
+        const Mamba<double> mixer({.channels = 6, .state_dim = 5, .expand = 2, .delta_rank = 3}, weights);
+        mixer.forward(normal, mixed, workspace);
+      } else {
+        Mamba2<double>::Weights weights;
+        load_weights(weights, file, layer + "mixer.");
+        const Mamba2<double> mixer({.channels = 6, .inner_channels = 12, .head_dim = 3, .state_dim = 5, .groups = 2},
+                                   weights);
+        mixer.forward(normal, mixed, workspace);
+      }
       x += mixed;
     }
     const Matrix<double> head = tied ? embedding : file.matrix<double>("lm_head.weight");
@@ -124,20 +156,22 @@ TEST_CASE("broken Mamba checkpoints and wrong tokens are refused", "[models]") {
     CHECK_THROWS_MATCHES(mamba::Model<float>(checkpoint.file()), SafetensorsError,
                          MessageMatches(ContainsSubstring("sample: ") && ContainsSubstring(problem)));
   };
-  for (const auto& [name, shape] : SampleCheckpoint().shapes) {
-    // Without a bias or a norm it is another model.
-    if (name.ends_with("bias") || name.ends_with("mixer.norm.weight") || name == "backbone.layers.1.norm.weight")
-      continue;
-    INFO(name);
-    SampleCheckpoint checkpoint;
-    checkpoint.shapes.erase(name);
-    check_refused(checkpoint, name);
-    checkpoint.add(name, {1, 3});
-    check_refused(checkpoint, "");
+  for (const auto version : {SampleCheckpoint::first, SampleCheckpoint::second}) {
+    for (const auto& [name, shape] : SampleCheckpoint(version).shapes) {
+      // Without a bias or a norm it is another model, and without x_proj one of the other version.
+      if (name.ends_with("_bias") || name.ends_with("conv1d.bias") || name.ends_with("mixer.norm.weight") ||
+          name == "backbone.layers.1.norm.weight") {
+        continue;
+      }
+      INFO(name);
+      SampleCheckpoint checkpoint(version);
+      checkpoint.shapes.erase(name);
+      check_refused(checkpoint, name.ends_with("x_proj.weight") ? "" : name);
+      checkpoint.add(name, {1, 3});
+      check_refused(checkpoint, "");
+    }
   }
-  SampleCheckpoint first_version, many_groups, no_number;
-  first_version.add("backbone.layers.0.mixer.x_proj.weight", {3, 12});
-  check_refused(first_version, "Mamba-1");
+  SampleCheckpoint many_groups, no_number;
   many_groups.metadata["ngroups"] = "3";
   check_refused(many_groups, "groups");
   no_number.metadata["ngroups"] = "two";
