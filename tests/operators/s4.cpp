@@ -1,6 +1,7 @@
 // S4: the core and the authors' block.
 #include <seqmix/ssm/s4.hpp>
 
+#include "support/long_sequences.hpp"
 #include "support/registry.hpp"
 #include "support/state_spaces.hpp"
 
@@ -120,6 +121,17 @@ struct S4Tests {
 
 const MixerRegistration<S4Tests<Direction::causal>> causal;
 const MixerRegistration<S4Tests<Direction::bidirectional>> bidirectional;
+
+TEST_CASE("s4: steps through many tokens give what the scan gives", "[s4]") {
+  check_long_steps<S4<float>>({.channels = 3, .modes = 4});
+  check_long_steps<S4<double>>({.channels = 3, .modes = 4});
+}
+
+TEST_CASE("s4: the convolution with the kernel gives what the scan gives", "[s4]") {
+  check_convolution<S4<float>>({.channels = 11, .modes = 3, .outputs = 2});
+  check_convolution<S4<double>>({.channels = 3, .modes = 3});
+  check_convolution<S4<float, Direction::bidirectional>>({.channels = 5, .modes = 3, .outputs = 2});
+}
 
 }  // namespace
 }  // namespace seqmix::test

@@ -1,6 +1,7 @@
 // S4D: the core, the authors' block, and their minimal version.
 #include <seqmix/ssm/s4d.hpp>
 
+#include "support/long_sequences.hpp"
 #include "support/registry.hpp"
 #include "support/state_spaces.hpp"
 
@@ -91,6 +92,17 @@ struct S4dTests {
 
 const MixerRegistration<S4dTests<Direction::causal>> causal;
 const MixerRegistration<S4dTests<Direction::bidirectional>> bidirectional;
+
+TEST_CASE("s4d: steps through many tokens give what the scan gives", "[s4d]") {
+  check_long_steps<S4d<float>>({.channels = 3, .modes = 4});
+  check_long_steps<S4d<double>>({.channels = 3, .modes = 4});
+}
+
+TEST_CASE("s4d: the convolution with the kernel gives what the scan gives", "[s4d]") {
+  check_convolution<S4d<float>>({.channels = 11, .modes = 3, .outputs = 2});
+  check_convolution<S4d<double>>({.channels = 3, .modes = 3});
+  check_convolution<S4d<float, Direction::bidirectional>>({.channels = 5, .modes = 3, .outputs = 2});
+}
 
 }  // namespace
 }  // namespace seqmix::test

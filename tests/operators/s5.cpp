@@ -5,6 +5,7 @@
 #include <string>
 
 #include "support/golden.hpp"
+#include "support/long_sequences.hpp"
 #include "support/reference.hpp"
 #include "support/registry.hpp"
 
@@ -241,6 +242,11 @@ struct S5Tests {
 
 const MixerRegistration<S5Tests<Direction::causal>> causal;
 const MixerRegistration<S5Tests<Direction::bidirectional>> bidirectional;
+
+TEST_CASE("s5: steps through many tokens give what the scan gives", "[s5]") {
+  check_long_steps<S5<float>>({.channels = 3, .modes = 4});
+  check_long_steps<S5<double>>({.channels = 3, .modes = 4});
+}
 
 }  // namespace
 }  // namespace seqmix::test

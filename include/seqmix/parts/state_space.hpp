@@ -163,6 +163,7 @@ struct StateSpaceConfig {
                      imag_transform = ParameterTransform::none;
   StateSpaceInit init = StateSpaceInit::legendre;  ///< of random weights
   bool activate = true, gated = true;              ///< of the layer: GELU before its projection, GLU after it
+  Index convolution_length = 0;  ///< longest sequence that the layer can convolve with its kernel; 0: none
 
   Index sets() const { return copies > 0 ? copies : channels; }
 };

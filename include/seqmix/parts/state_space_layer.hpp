@@ -9,11 +9,12 @@
 #include <seqmix/core/random.hpp>
 #include <seqmix/parts/mixing_output.hpp>
 #include <seqmix/parts/state_space.hpp>
+#include <seqmix/parts/state_space_convolution.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
 
 /// A core with its layer. Core has name, Scalar, low_rank, a constructor (config, weights, direction), outputs, state_shape, and
-/// run from and into a state, and over a whole sequence.
+/// run from and into a state, and over a whole sequence, and kernel(length).
 template <class Core, Direction way>
 class StateSpaceLayer : public RecurrentMixerBase<StateSpaceLayer<Core, way>, typename Core::Scalar> {
  public:
@@ -56,7 +57,12 @@ class StateSpaceLayer : public RecurrentMixerBase<StateSpaceLayer<Core, way>, ty
       : config_(config),
         core_(config, weights.core, way),
         output_(name, config.channels, config.outputs, config.activate, config.gated, weights.output,
-                weights.output_bias) {}
+                weights.output_bias) {
+    expect(config.convolution_length >= 0, name, "config.convolution_length", "must not be negative");
+    if (config.convolution_length == 0) return;
+    convolution_ =
+        StateSpaceConvolution<T>(name, config.channels, core_.kernel(config.convolution_length), weights.core.d, way);
+  }
 
   /// Those of the core, and a projection uniform in +-inputs^-1/2 as torch begins it.
   static Weights random_weights(const Config& config, Rng& rng) {
@@ -88,6 +94,19 @@ class StateSpaceLayer : public RecurrentMixerBase<StateSpaceLayer<Core, way>, ty
     }
   }
 
+  /// forward as a convolution with the kernel: the same up to rounding, which depends on all tokens where there are more than
+  /// a few dozen. x, y [L, D], L up to config.convolution_length. O(c L D log(L)) time. Allocates nothing once `workspace` is
+  /// warm. Throws std::invalid_argument on wrong shapes, on overlapping views, and on longer sequences.
+  void convolve(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    internal::expect_input_output(name, channels(), x, y);
+    expect(x.length() <= convolution_.length(), name, "x", "is longer than config.convolution_length");
+    if (x.length() == 0) return;
+    const auto frame = workspace.frame();
+    const auto mixed = workspace.sequence<T>(x.length(), core_.outputs());
+    convolution_.run(x, mixed, workspace);
+    output_.apply(mixed, y, workspace);
+  }
+
   State initial_state() const
     requires(way == Direction::causal)
   {
@@ -114,6 +133,7 @@ class StateSpaceLayer : public RecurrentMixerBase<StateSpaceLayer<Core, way>, ty
   Config config_;
   Core core_;
   MixingOutput<T> output_;
+  StateSpaceConvolution<T> convolution_;
 };
 
 }  // namespace seqmix::inline SEQMIX_ARCH

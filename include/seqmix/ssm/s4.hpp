@@ -14,7 +14,8 @@
 //         s_t = Dg E s_{t-1} - Dg P g + 2 Dg B x_t,   g = 2 Re((W E + (1 - 2 Re W P) Q) . s_{t-1}) + 4 Re(W B) x_t
 // Checkpoints hold C~ = (1 - decay^l)^T C for the length l of their kernel; C is recovered from it once.
 // Layer:  y = W gelu(core) + b, a first half times the sigmoid of a second
-// Differs   from the authors' code in that the parallel path is a scan: kernels exist where asked for.
+// Differs   from the authors' code in that the parallel path is a scan: kernels, and convolutions with them, exist where
+//           asked for.
 #pragma once
 
 #include <seqmix/engine/scan_low_rank.hpp>

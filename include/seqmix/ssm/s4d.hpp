@@ -11,7 +11,8 @@
 //         which is a convolution with the kernel K_l = 2 Re sum_n C_n input_n decay_n^l.
 //         Bidirectional: C has a second half of rows, whose kernel sees the tokens after the current one, the next one at l = 0.
 // Layer:  y = W gelu(core) + b, a first half times the sigmoid of a second
-// Differs   from the authors' code in that the parallel path is a scan: kernels exist where asked for.
+// Differs   from the authors' code in that the parallel path is a scan: kernels, and convolutions with them, exist where
+//           asked for.
 #pragma once
 
 #include <seqmix/engine/scan_time_invariant.hpp>
