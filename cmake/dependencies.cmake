@@ -25,6 +25,11 @@ foreach(package IN ITEMS Eigen3 xsimd nlohmann_json Catch2 benchmark)
   endforeach()
 endforeach()
 
+# What `tests/run --dependencies` unpacked, after all other places. (A macro's find_package reads this variable.)
+if(IS_DIRECTORY "${CMAKE_CURRENT_LIST_DIR}/../build/deps/usr")
+  list(APPEND CMAKE_PREFIX_PATH "${CMAKE_CURRENT_LIST_DIR}/../build/deps/usr")
+endif()
+
 # The target that a package stands for, and for header-only packages the include directory inside its sources.
 set(seqmix_target_Eigen3 Eigen3::Eigen)
 set(seqmix_include_Eigen3 .)
@@ -51,7 +56,8 @@ endmacro()
 macro(seqmix_need package)
   seqmix_want(${package})
   if(NOT TARGET ${seqmix_target_${package}})
-    message(STATUS "seqmix: no ${package} >= ${seqmix_version_${package}} here, fetching ${seqmix_url_${package}}")
+    message(STATUS "seqmix: no ${package} >= ${seqmix_version_${package}} here, fetching ${seqmix_url_${package}} "
+      "(on Debian, tests/run --dependencies finds it in the archives)")
     # SYSTEM first: CMake 3.25 takes it for a part of the value of the argument before it.
     set(seqmix_fetch_arguments SYSTEM URL ${seqmix_url_${package}} URL_HASH SHA256=${seqmix_hash_${package}}
         DOWNLOAD_EXTRACT_TIMESTAMP ON)

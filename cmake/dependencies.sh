@@ -220,7 +220,7 @@ configure() {
   quietly "configure-$1" cmake --preset "$@" || stop "CMake could not configure build/$1"
 }
 
-jobs() { nproc 2>/dev/null || echo 2; }
+jobs() { echo "${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc 2>/dev/null || echo 2)}"; }
 
 # build <preset> <target>...: goes on after errors, so that one run shows them all. Of a failed build it shows the errors
 # rather than the end of the output, which is seldom where they are.

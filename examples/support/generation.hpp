@@ -62,6 +62,7 @@ inline Options parse(std::span<char* const> arguments, const std::string& flag) 
   for (std::size_t i = 1; i < arguments.size(); ++i) {
     const std::string option = arguments[i];
     if (!option.starts_with("--")) {
+      if (!options.model.empty()) throw std::invalid_argument("unexpected argument " + option);
       options.model = option;
       continue;
     }

@@ -27,5 +27,18 @@ TEST_CASE("a copied tensor is another one", "[core]") {
   CHECK_FALSE(Tensor<double>({2, 2}) == Tensor<double>({4}));
 }
 
+TEST_CASE("what a tensor was moved from is empty, and says so", "[core]") {
+  Tensor<float> tensor({2, 3}), other({5});
+  const Tensor<float> moved = std::move(tensor);
+  CHECK(moved.shape() == Shape{2, 3});
+  CHECK(tensor.shape() == Shape{0});  // NOLINT(bugprone-use-after-move)
+  CHECK(tensor.empty());
+  other = Tensor<float>({4});
+  CHECK(other.shape() == Shape{4});
+  tensor = std::move(other);
+  CHECK(tensor.shape() == Shape{4});
+  CHECK(other.shape() == Shape{0});  // NOLINT(bugprone-use-after-move)
+}
+
 }  // namespace
 }  // namespace seqmix

@@ -105,6 +105,8 @@ TEST_CASE("parts of a sequence") {
   std::vector<double> numbers(24);
   for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = double(i);
   const Sequence<double> all(std::span<double>(numbers), 6);
+  CHECK_THROWS_WITH(Sequence<double>(std::span<double>(numbers), 7),
+                    "view: " + std::to_string(numbers.size()) + " numbers are no whole rows of 7 channels");
   CHECK(all.length() == 4);
   CHECK(all.rows(1, 2)(1, 5) == 17);
   CHECK(all.columns(2, 3)(3, 1) == 21);
@@ -153,11 +155,11 @@ TEST_CASE("views cut out of range throw") {
   const Sequence<float> view(numbers.data(), 4, 6);
   CHECK(view.rows(4, 0).length() == 0);
   CHECK(view.columns(6, 0).channels() == 0);
-  CHECK_THROWS_WITH(view.rows(3, 2), "view: rows 3 .. 5 of 4");
+  CHECK_THROWS_WITH(view.rows(3, 2), "view: rows 3 .. 4 of 4");
   CHECK_THROWS_AS(view.rows(-1, 2), std::invalid_argument);
   CHECK_THROWS_AS(view.rows(0, -1), std::invalid_argument);
-  CHECK_THROWS_WITH(view.columns(2, 5), "view: columns 2 .. 7 of 6");
-  CHECK_THROWS_WITH(view.heads(4), "view: 4 heads of 6 channels");
+  CHECK_THROWS_WITH(view.columns(2, 5), "view: columns 2 .. 6 of 6");
+  CHECK_THROWS_WITH(view.heads(4), "view: 4 heads do not divide 6 channels");
   CHECK_THROWS_AS(view.heads(0), std::invalid_argument);
   const auto heads = view.heads(2);
   CHECK_THROWS_AS(heads.head(2), std::invalid_argument);

@@ -98,6 +98,8 @@ TEMPLATE_TEST_CASE("fused projections stand side by side", "[linear]", float, do
   check(none, none);
   Linear<T>({&query, &key, &value}, {&query_bias, &none, &value_bias}).apply(x, y, workspace);
   check(query_bias, value_bias);
+  Linear<T>({&query, &key, &value}, {nullptr, &none, &value_bias}).apply(x, y, workspace);
+  check(none, value_bias);
 }
 
 TEST_CASE("an empty projection and an empty sequence are legal", "[linear]") {

@@ -62,10 +62,13 @@ TEST_CASE("the README and seqmix.hpp list every operator header, and no other") 
     if (!directory.is_directory() || not_families.contains(family)) continue;
     for (const auto& file : std::filesystem::directory_iterator(directory)) {
       const std::string path = family + "/" + file.path().filename().string(), header = "`" + path + "`";
-      INFO(path << ": the table of operators in README.md needs a row for it, and seqmix.hpp a line");
-      CHECK(umbrella.find("#include <seqmix/" + path + ">") != std::string::npos);
+      {
+        INFO(path << ": seqmix.hpp needs a line for it");
+        CHECK(umbrella.find("#include <seqmix/" + path + ">") != std::string::npos);
+      }
       bool found = false;
       for (const auto& [name, row] : rows) found = found || row.find(header) != std::string::npos;
+      INFO(path << ": the table of operators in README.md needs a row for it");
       CHECK(found);
       ++listed;
     }
@@ -75,7 +78,7 @@ TEST_CASE("the README and seqmix.hpp list every operator header, and no other") 
     for (std::size_t at = row.find(".hpp`"); at != std::string::npos; at = row.find(".hpp`", at + 1)) ++named;
   }
   INFO("a row names a header that is not there, or the same header is named twice");
-  CHECK(named == listed);
+  CHECK(named <= listed);
 }
 
 TEST_CASE("the README's example is the compiled one") {

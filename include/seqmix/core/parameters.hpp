@@ -29,8 +29,7 @@ void visit_fields(Fields& fields, Visitor&& visitor) {
   std::remove_const_t<Fields>::visit(fields, std::forward<Visitor>(visitor));
 }
 
-/// Throws std::invalid_argument unless every number of visited tensors could have been loaded: the shape of `tensor`
-/// is `expected`.
+/// Throws std::invalid_argument, naming the tensor, unless its shape is `expected`; an empty one is said to be missing.
 template <class Tensor>
 void expect_tensor(std::string_view operation, std::string_view name, const Shape& expected, const Tensor& tensor) {
   if (tensor.size() == 0 && !(Shape(tensor) == expected)) {

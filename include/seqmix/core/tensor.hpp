@@ -3,10 +3,12 @@
 
 #include <seqmix/core/buffer.hpp>
 #include <seqmix/core/error.hpp>
+#include <utility>
 
 namespace seqmix {
 
-/// A copyable row-major array of numbers that knows its shape, aligned to a cache line. It begins with zeros.
+/// A copyable row-major array of numbers that knows its shape, aligned to a cache line. It begins with zeros. What another
+/// was moved from has shape [0], so that checks of shapes see it.
 template <class T>
 class Tensor {
  public:
@@ -17,6 +19,19 @@ class Tensor {
 
   /// Zeros. O(size), allocates.
   explicit Tensor(const Shape& shape) : shape_(shape), values_(std::size_t(shape.size())) {}
+
+  Tensor(const Tensor&) = default;
+  Tensor(Tensor&& other) noexcept : shape_(std::exchange(other.shape_, Shape{0})), values_(std::move(other.values_)) {
+    other.values_.clear();
+  }
+  Tensor& operator=(const Tensor&) = default;
+  Tensor& operator=(Tensor&& other) noexcept {
+    Tensor moved(std::move(other));
+    std::swap(shape_, moved.shape_);
+    values_.swap(moved.values_);
+    return *this;
+  }
+  ~Tensor() = default;
 
   const Shape& shape() const { return shape_; }
   std::size_t size() const { return values_.size(); }

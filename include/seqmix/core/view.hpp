@@ -63,10 +63,15 @@ concept ElementsOf =
 /// Out of line and cold, so that checks of views cost a comparison.
 [[noreturn, gnu::cold, gnu::noinline]] inline void throw_view(const char* what, Index begin, Index count, Index size) {
   throw std::invalid_argument("view: " + std::string(what) + " " + std::to_string(begin) + " .. " +
-                              std::to_string(begin + count) + " of " + std::to_string(size));
+                              std::to_string(begin + count - 1) + " of " + std::to_string(size));
 }
 [[noreturn, gnu::cold, gnu::noinline]] inline void throw_heads(Index heads, Index channels) {
-  throw std::invalid_argument("view: " + std::to_string(heads) + " heads of " + std::to_string(channels) + " channels");
+  throw std::invalid_argument("view: " + std::to_string(heads) + " heads do not divide " + std::to_string(channels) +
+                              " channels");
+}
+[[noreturn, gnu::cold, gnu::noinline]] inline void throw_rows(Index numbers, Index channels) {
+  throw std::invalid_argument("view: " + std::to_string(numbers) + " numbers are no whole rows of " +
+                              std::to_string(channels) + " channels");
 }
 
 /// Throws unless begin .. begin + count - 1 lies in 0 .. size - 1.
@@ -132,10 +137,11 @@ class Sequence {
   /// Rows of `channels` numbers without gaps.
   constexpr Sequence(T* data, Index length, Index channels) : Sequence(data, length, channels, channels) {}
 
-  /// The rows of a span without gaps; its size must be a multiple of `channels`.
+  /// The rows of a span without gaps. Throws std::invalid_argument unless its size is a multiple of `channels`.
   constexpr Sequence(std::span<T> values, Index channels)
       : Sequence(values.data(), channels > 0 ? static_cast<Index>(values.size()) / channels : 0, channels) {
-    assert(length_ * channels_ == static_cast<Index>(values.size()));
+    if (length_ * channels_ != static_cast<Index>(values.size())) [[unlikely]]
+      internal::throw_rows(static_cast<Index>(values.size()), channels);
   }
 
   /// A sequence of one token.

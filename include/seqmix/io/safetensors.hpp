@@ -420,8 +420,10 @@ class SafetensorsFile {
     const auto file = bytes_.get();
     if (file.size() < 8) internal::throw_safetensors(path_, "", "too short for a safetensors file");
     const auto header_size = internal::load_little<std::uint64_t>(file.data());
+    if (header_size > file.size() - 8) {
+      internal::throw_safetensors(path_, "", "the header reaches beyond the file; is it a safetensors file?");
+    }
     if (header_size > largest_header) internal::throw_safetensors(path_, "", "the header is larger than 100 MB");
-    if (header_size > file.size() - 8) internal::throw_safetensors(path_, "", "the header reaches beyond the file");
     const auto* const text = reinterpret_cast<const char*>(file.data() + 8);
     internal::HeaderParser header(path_);
     nlohmann::json::sax_parse(text, text + header_size, &header);
@@ -435,7 +437,7 @@ class SafetensorsFile {
   void add(const std::string& name, internal::HeaderEntry& entry, std::span<const std::byte> data) {
     SafetensorsTensor result;
     const auto dtype = dtype_named(entry.dtype);
-    if (!dtype) internal::throw_safetensors(path_, name, "unknown dtype \"" + entry.dtype + "\"");
+    if (!dtype) internal::throw_safetensors(path_, name, "unknown or unsupported dtype \"" + entry.dtype + "\"");
     result.dtype = *dtype;
     if (entry.offsets.size() != 2) internal::throw_safetensors(path_, name, "data_offsets must be two numbers");
     const Index begin = entry.offsets[0], end = entry.offsets[1];
@@ -615,7 +617,8 @@ class SafetensorsWriter {
   void write(const std::string& path) const {
     const auto content = bytes();
     std::FILE* const file = std::fopen(path.c_str(), "wb");
-    if (file == nullptr) internal::throw_safetensors(path, "", "can't be opened for writing");
+    if (file == nullptr)
+      internal::throw_safetensors(path, "", std::string("can't be opened for writing: ") + std::strerror(errno));
     const bool written = std::fwrite(content.data(), 1, content.size(), file) == content.size();
     if (std::fclose(file) != 0 || !written) internal::throw_safetensors(path, "", "can't be written");
   }

@@ -24,8 +24,8 @@ class Linear {
   explicit Linear(const Matrix<T>& weight, const Vector<T>& bias = {}) : Linear({&weight}, {&bias}) {}
 
   /// Several projections of the same input as one: the outputs of the first weight, then those of the second, ...
-  /// Weights [outputs_i, inputs] share the number of inputs. `biases` is empty or has one for each weight, of which those
-  /// of size 0 count as zeros. Allocates. Throws std::invalid_argument on shapes that do not fit together.
+  /// Weights [outputs_i, inputs] share the number of inputs. `biases` is empty or has one for each weight, of which
+  /// nullptr and those of size 0 count as zeros. Allocates. Throws std::invalid_argument on shapes that do not fit together.
   explicit Linear(std::initializer_list<const Matrix<T>*> weights,
                   std::initializer_list<const Vector<T>*> biases = {}) {
     expect(biases.size() == 0 || biases.size() == weights.size(), "Linear", "biases",
@@ -36,7 +36,7 @@ class Linear {
       const Matrix<T>& weight = *weights.begin()[i];
       expect_shape("Linear", "weight", {weight.rows(), (*weights.begin())->cols()}, weight);
       outputs += weight.rows();
-      if (biases.size() == 0 || biases.begin()[i]->size() == 0) continue;
+      if (biases.size() == 0 || !has_bias(biases.begin()[i])) continue;
       expect_shape("Linear", "bias", {weight.rows()}, *biases.begin()[i]);
       any_bias = true;
     }
@@ -47,7 +47,7 @@ class Linear {
     for (std::size_t i = 0; i < weights.size(); ++i) {
       const Matrix<T>& weight = *weights.begin()[i];
       weight_.set(begin, weight);
-      if (biases.size() > 0 && biases.begin()[i]->size() > 0) bias_.segment(begin, weight.rows()) = *biases.begin()[i];
+      if (biases.size() > 0 && has_bias(biases.begin()[i])) bias_.segment(begin, weight.rows()) = *biases.begin()[i];
       begin += weight.rows();
     }
   }
@@ -84,6 +84,8 @@ class Linear {
   }
 
  private:
+  static bool has_bias(const Vector<T>* bias) { return bias && bias->size() > 0; }
+
   PackedMatrix<T> weight_;
   Vector<T> bias_;  // [outputs], or empty
 };

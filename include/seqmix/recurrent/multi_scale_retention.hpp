@@ -140,7 +140,10 @@ class MultiScaleRetention : public RecurrentMixerBase<MultiScaleRetention<T>, T>
     if (config.key_channels == 0) config.key_channels = config.channels;
     if (config.value_channels == 0) config.value_channels = 2 * config.channels;
     expect(config.channels > 0, name, "config.channels", "must be positive");
-    expect_divides(name, "2 config.heads (heads of even size)", 2 * config.heads, "key_channels", config.key_channels);
+    expect_divides(name, "config.heads", config.heads, "key_channels", config.key_channels);
+    expect(config.key_channels / config.heads % 2 == 0, name, "config.heads",
+           "must leave heads of even size: given " + std::to_string(config.heads) + " for " +
+               std::to_string(config.key_channels) + " key_channels");
     expect_divides(name, "config.heads", config.heads, "value_channels", config.value_channels);
     expect_divides(name, "config.key_value_heads", config.key_value_heads, "heads", config.heads);
     expect(config.start_position >= 0, name, "config.start_position", "must not be negative");

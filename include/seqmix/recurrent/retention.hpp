@@ -169,7 +169,11 @@ class Retention : public RecurrentMixerBase<Retention<T>, T> {
 
   static Config completed(Config config) {
     if (config.value_channels == 0) config.value_channels = 2 * config.channels;
-    expect_divides(name, "2 config.heads (heads of even size)", 2 * config.heads, "channels", config.channels);
+    expect(config.channels > 0, name, "config.channels", "must be positive");
+    expect_divides(name, "config.heads", config.heads, "channels", config.channels);
+    expect(config.channels / config.heads % 2 == 0, name, "config.heads",
+           "must leave heads of even size: given " + std::to_string(config.heads) + " for " +
+               std::to_string(config.channels) + " channels");
     expect_divides(name, "config.heads", config.heads, "value_channels", config.value_channels);
     expect(config.start_position >= 0, name, "config.start_position", "must not be negative");
     expect(config.chunk > 0, name, "config.chunk", "must be positive");

@@ -64,8 +64,9 @@ void check(HeadSequence<const T> query, HeadSequence<const T> key, HeadSequence<
   expect_shape(name, "key", {key.length(), key.heads(), query.head_dim()}, key);
   expect_shape(name, "value", {key.length(), key.heads(), value.head_dim()}, value);
   expect_shape(name, "y", {query.length(), query.heads(), value.head_dim()}, y);
-  expect(key.heads() > 0 ? query.heads() % key.heads() == 0 : query.heads() == 0, name, "query",
-         "its number of heads must be a multiple of the number of heads of key");
+  if (query.heads() > 0) {
+    expect_divides(name, "number of heads of key", key.heads(), "that of query", query.heads());
+  }
   expect(query.head_dim() > 0 || query.heads() == 0, name, "query", "heads must have channels");
   const auto per_head = [&](std::string_view tensor, Token<const T> view) {
     if (view.channels() > 0) expect_shape(name, tensor, {query.heads()}, view);
