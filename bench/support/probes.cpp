@@ -59,20 +59,23 @@ double exp_round(const Buffer<float>& data, Index repeats) {
   return double(repeats * count);
 }
 
-/// Sums `data` with 8 accumulators. Returns the bytes read.
+/// Sums `data` with 8 accumulators, from `streams` places at a time. Returns the bytes read.
+template <Index streams>
 double read_round(const Buffer<float>& data, Index repeats) {
-  constexpr Index width = lanes<float>;
-  const Index count = Index(data.size());
+  constexpr Index width = lanes<float>, vectors = 8 / streams;
+  const Index count = Index(data.size()), part = count / streams / (vectors * width) * (vectors * width);
   Batch<float> sum[8];
   unroll<8>([&](auto i) SEQMIX_INLINE_LAMBDA { sum[i] = broadcast(0.0f); });
   for (Index repeat = 0; repeat < repeats; ++repeat) {
-    for (Index at = 0; at < count; at += 8 * width) {
-      unroll<8>([&](auto i) SEQMIX_INLINE_LAMBDA { sum[i] = sum[i] + load(data.data() + at + i * width); });
+    for (Index at = 0; at < part; at += vectors * width) {
+      unroll<8>([&](auto i) SEQMIX_INLINE_LAMBDA {
+        sum[i] = sum[i] + load(data.data() + i / vectors * part + at + i % vectors * width);
+      });
     }
     benchmark::ClobberMemory();
   }
   unroll<8>([&](auto i) SEQMIX_INLINE_LAMBDA { consume<float>(sum[i]); });
-  return double(repeats) * double(count) * sizeof(float);
+  return double(repeats) * double(part * streams) * sizeof(float);
 }
 
 /// A place where all threads of a round wait for each other, spinning: sleeping would blur the start.
@@ -169,7 +172,10 @@ void probe(Peaks& best, int rounds, int memory_rounds) {
     const Index repeats = std::max<Index>(1, (Index(1) << 29) / (level == MemoryLevel::l1 ? 1 : 2) / bytes);
     const int level_rounds = memory ? memory_rounds : level == MemoryLevel::l3 ? 2 * rounds : rounds;
     improve(best.read_bytes[static_cast<int>(level)], best_of(level_rounds, threads, [&] {
-              return [data = numbers(bytes), repeats = memory ? 1 : repeats] { return read_round(data, repeats); };
+              // Prefetchers do better now with one stream, now with several.
+              return [data = numbers(bytes), repeats = memory ? 1 : repeats, turn = 0]() mutable {
+                return ++turn % 2 == 0 ? read_round<1>(data, repeats) : read_round<4>(data, repeats);
+              };
             }));
   }
 }

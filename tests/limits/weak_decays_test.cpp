@@ -149,6 +149,8 @@ void check_all(Index length) {
   for (const float log_decay : {-2e-8f, -1e-7f, -1e-6f, -1e-4f}) {
     for (const Index piece : {block, Index(1)}) check(log_decay, length, piece);
   }
+  // Less than half a unit in the last place of the memory for a whole piece, which must not be forgotten at its end.
+  check(-3e-9f, length, Index(8));
 }
 
 TEST_CASE("weak decays of the linear recurrence are not lost in rounding") { check_all(100000); }

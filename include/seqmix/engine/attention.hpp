@@ -22,8 +22,11 @@ namespace seqmix::inline SEQMIX_ARCH {
 
 namespace detail {
 
-/// Rows up to which packing the keys costs more than it saves.
-inline constexpr Index most_decode_rows = 4;
+/// Rows, and rows of queries that share keys of some number, up to which packing the keys costs more than it saves.
+inline constexpr Index most_decode_rows = 4, most_decode_queries = 12, many_decode_keys = 384;
+
+/// Bytes of packed heads for each thread, as far as one barrier for several heads is worth more than a small cache footprint.
+inline constexpr Index packed_bytes_per_thread = Index(1) << 20;
 
 /// Numbers of a cache from which on it is worth waking other threads for one token.
 inline constexpr Index parallel_decode_numbers = Index(1) << 18;
@@ -77,15 +80,29 @@ void attend_few(HeadSequence<const T> query, std::span<const KeyValueSegment<T>>
   }
 }
 
-/// Packs the heads first_head .. of keys and values into `packed`, in parallel over the keys.
+/// Packs the heads first_head .. of those keys and values that some row sees into `packed`, in parallel over the keys.
 template <class T>
 void pack_heads(std::span<const KeyValueSegment<T>> segments, Index first_head, const std::uint8_t* excluded,
-                std::span<PackedHead<T>> packed, Workspace& workspace) {
-  const Index panels = packed[0].panels(), panels_per_task = pack_keys_per_task / panel_width<T>;
-  workspace.parallel_for((panels + panels_per_task - 1) / panels_per_task, [&](Index task, Workspace&) {
-    const Index begin = task * panels_per_task;
-    pack_panels<T>(segments, first_head, excluded, {begin, std::min(begin + panels_per_task, panels)}, packed);
+                IndexRange seen, std::span<PackedHead<T>> packed, Workspace& workspace) {
+  constexpr Index panels_per_task = pack_keys_per_task / panel_width<T>;
+  const Index first = seen.begin / panel_width<T>;
+  const Index last = std::min((seen.end + panel_width<T> - 1) / panel_width<T>, packed[0].panels());
+  if (first >= last) return;
+  workspace.parallel_for((last - first + panels_per_task - 1) / panels_per_task, [&](Index task, Workspace&) {
+    const Index begin = first + task * panels_per_task;
+    pack_panels<T>(segments, first_head, excluded, {begin, std::min(begin + panels_per_task, last)}, packed);
   });
+}
+
+/// The keys that some of `rows` rows of the heads first .. last - 1 see, of `keys`; it may be too many.
+template <class Mask>
+IndexRange seen_keys(const Mask& mask, Index first, Index last, Index rows, Index keys) {
+  IndexRange seen = mask.head(first).range({0, rows});
+  for (Index h = first + 1; h < last; ++h) {
+    const IndexRange range = mask.head(h).range({0, rows});
+    seen = {std::min(seen.begin, range.begin), std::max(seen.end, range.end)};
+  }
+  return seen.intersect({0, keys});
 }
 
 template <class T, class Mask, class Score>
@@ -93,7 +110,11 @@ void attend_many(HeadSequence<const T> query, std::span<const KeyValueSegment<T>
                  const Score& score, ConstToken<T> sink, HeadSequence<T> output, Workspace& workspace) {
   const Index kv_heads = segments.front().key.heads(), group = query.heads() / kv_heads, rows = query.length();
   const Index length = total_length(segments);
-  const Index together = std::min(kv_heads, workspace.concurrency());  // heads that are in packed form at a time
+  // Heads that are in packed form at a time: threads wait for each other twice for each lot.
+  const Index threads = workspace.concurrency();
+  const Index head_bytes = length * (query.head_dim() + output.head_dim()) * Index(sizeof(T));
+  const Index fitting = threads == 1 ? 1 : threads * packed_bytes_per_thread / std::max<Index>(1, head_bytes);
+  const Index together = std::min(kv_heads, std::max(threads, fitting));
   const auto packed = workspace.take<PackedHead<T>>(together);
   for (auto& head : packed) head = PackedHead<T>::take(length, query.head_dim(), output.head_dim(), workspace);
 
@@ -118,7 +139,8 @@ void attend_many(HeadSequence<const T> query, std::span<const KeyValueSegment<T>
 
   for (Index first = 0; first < kv_heads; first += together) {
     const Index current = std::min(together, kv_heads - first);
-    pack_heads(segments, first, excluded, packed.first(std::size_t(current)), workspace);
+    const IndexRange seen = seen_keys(mask, first * group, (first + current) * group, rows, length);
+    pack_heads(segments, first, excluded, seen, packed.first(std::size_t(current)), workspace);
     // The last rows first: with a causal mask they see the most keys.
     workspace.parallel_for(blocks * current * group, [&](Index task, Workspace& local) {
       const Index b = blocks - 1 - task / (current * group), h = first * group + task % (current * group);
@@ -160,7 +182,10 @@ void attend(HeadSequence<const T> query, std::span<const KeyValueSegment<T>> seg
   }
   assert(query.heads() % segments.front().key.heads() == 0);
   const auto frame = workspace.frame();
-  if (query.length() <= detail::most_decode_rows) {
+  const Index keys = total_length(segments), sharing = query.heads() / segments.front().key.heads();
+  const bool few = query.length() <= detail::most_decode_rows ||
+                   (query.length() * sharing <= detail::most_decode_queries && keys >= detail::many_decode_keys);
+  if (few) {
     detail::attend_few(query, segments, mask, score, sink, output, workspace);
   } else {
     detail::attend_many(query, segments, mask, score, sink, output, workspace);

@@ -94,7 +94,8 @@ struct PerTokenChannel {
 };
 
 /// log_decay [length, heads, value_dim]: columns of the memory fade, not rows (the keys of gated slot attention). Without
-/// bonus, normalizer and delta rule.
+/// bonus, normalizer and delta rule. Factors are taken as they round: near 1, each is off by up to 2^-25 in float, and always
+/// the same way where the decay is the same (other policies are exact there: linear_recurrence_fading.hpp).
 template <class T>
 struct PerTokenValueChannel {
   static constexpr bool any = true;

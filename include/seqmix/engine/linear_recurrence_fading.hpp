@@ -8,12 +8,15 @@
 //                        (least_decay). Meanwhile what the rows lack is multiplied into the queries that read them, and taken
 //                        out of the keys that are added. What a rounded factor is off is left to the next one;
 //   at a single token    there is nothing to wait in: the factor is rounded up or down at random, in proportion, and the
-//                        memory once, with what the token adds.
+//                        memory once, with what the token adds. So is the memory at the end of a piece, with what it still
+//                        waits for.
 // What is left of the error is that of the memory, which is rounded at every few tokens, or every one: half a unit in the last
 // place of either sign, so that it grows with the root of the number of tokens, or of those that the memory reaches back to
 // if these are fewer. It stays below 2^-23 sqrt(tokens) of the largest output in float (tests/limits/weak_decays_test.cpp). Where
 // all tokens are alike, or add nothing, roundings may all have the same sign: then a number of the memory may be off by 2^-25 of
-// itself for each of them, as any sum may. A sequence in pieces also rounds the memory at the end of each.
+// itself for each of them, as any sum may.
+// Single tokens whose decay is not weak enough to be rounded at random (weak_decay), but the same at every one, may be off by
+// 2^-13 of the output; so may decays of value columns, which are taken as they round, by more (decay::PerTokenValueChannel).
 #pragma once
 
 #include <limits>
@@ -165,7 +168,17 @@ SEQMIX_ALWAYS_INLINE Batch<T> dithered_factor(const Batch<T>& log, const Batch<T
   return broadcast(T(1)) + fma(noise, broadcast(last_place), expm1_fraction(log));
 }
 
-/// Replaces the factors of token t in `decay` by such, for the key channels where they are weak. What looks random comes from
+/// x e^log for a decay that rows no longer wait for, rounded up or down at random, in proportion: for most numbers it is less
+/// than half a unit in the last place, and would be nothing every time. `noise` as of noise_of.
+template <class T>
+SEQMIX_ALWAYS_INLINE Batch<T> decayed_at_random(const Batch<T>& x, const Batch<T>& log, const Batch<T>& noise) {
+  using Bits = typename FloatFormat<T>::Bits;
+  constexpr Bits exponent = ~Bits(0) >> (FloatFormat<T>::mantissa_bits + 1) << FloatFormat<T>::mantissa_bits;
+  const Batch<T> last_place = from_bits<T>(to_bits(x) & exponent) * broadcast(std::numeric_limits<T>::epsilon());
+  return x + fma(x, log, noise * last_place);
+}
+
+/// Replaces the factors of token t in `decay` by dithered ones, for the key channels where they are weak. What looks random comes from
 /// the token itself: its staged rows, and a number of its value.
 template <class T>
 [[gnu::noinline]] void dither_weak_decays(Sequence<const T> log_decay, Index t, Index key_dim, const T* query,

@@ -229,6 +229,13 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
       for (; column + wide * width <= value_dim; column += wide * width) {
         sweep(std::integral_constant<Index, wide>{}, column, Index(-1));
       }
+      if constexpr (wide > 4) {
+        // Two vectors alone are two chains of sums, which wait for each other.
+        if (column + 4 * width <= value_dim) {
+          sweep(std::integral_constant<Index, 4>{}, column, Index(-1));
+          column += 4 * width;
+        }
+      }
       for (; column + 2 * width <= value_dim; column += 2 * width) {
         sweep(std::integral_constant<Index, 2>{}, column, Index(-1));
       }

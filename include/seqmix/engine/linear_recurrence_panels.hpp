@@ -133,19 +133,37 @@ class PanelRecurrence {
   /// Multiplies the memories and sums of keys by the decays that they still wait for.
   void take_pending() {
     if constexpr (FadingRows::any) {
+      const auto decayed = [](const T* row, T log, T salt) SEQMIX_INLINE_LAMBDA {
+        const Batch<T> x = load(row), logs = broadcast(log);
+        if constexpr (!dithers<T>) return fma(x, logs, x);
+        return decayed_at_random(x, logs, noise_of(x, logs, broadcast(salt)));
+      };
+      // What looks random comes from the numbers themselves, and from the last token.
+      const Index last = problem_.length() - 1;
       for (Index unit = first_; unit < last_; ++unit) {
+        const T salt = *problem_.head(unit / panels_).value.row(last);
         for (Index row = 0; row < parts * key_dim_; ++row) {
           const T log = pending_log<FadingRows>(pending(unit / panels_), row % key_dim_);
           if (log == T(0)) continue;
           T* const memory = panel_memory(unit) + row * panel_columns;
           unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
-            const Batch<T> x = load(memory + b * lanes<T>);
-            store(memory + b * lanes<T>, fma(x, broadcast(log), x));
+            store(memory + b * lanes<T>, decayed(memory + b * lanes<T>, log, salt));
           });
         }
       }
       for (Index h = first_head_; Normalizer::any && h <= last_head_; ++h) {
-        for (Index i = 0; i < key_dim_; ++i) key_sum(h)[i] += key_sum(h)[i] * pending_log<FadingRows>(pending(h), i);
+        T* const sum = key_sum(h);
+        for (Index i = 0; i < key_dim_; i += lanes<T>) {
+          const T salt = *problem_.head(h).key.row(last);
+          const Batch<T> log = FadingRows::per_channel ? load(pending(h) + lanes<T> + i)
+                                                       : broadcast(pending_log<FadingRows>(pending(h), 0));
+          const Batch<T> x = load(sum + i);
+          if constexpr (dithers<T>) {
+            store(sum + i, decayed_at_random(x, log, noise_of(x, log, broadcast(salt))));
+          } else {
+            store(sum + i, fma(x, log, x));
+          }
+        }
       }
     }
   }

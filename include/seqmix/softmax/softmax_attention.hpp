@@ -64,8 +64,10 @@ void check(HeadSequence<const T> query, HeadSequence<const T> key, HeadSequence<
   expect_shape(name, "key", {key.length(), key.heads(), query.head_dim()}, key);
   expect_shape(name, "value", {key.length(), key.heads(), value.head_dim()}, value);
   expect_shape(name, "y", {query.length(), query.heads(), value.head_dim()}, y);
-  if (query.heads() > 0) {
-    expect_divides(name, "number of heads of key", key.heads(), "that of query", query.heads());
+  if (key.heads() > 0 ? query.heads() % key.heads() != 0 : query.heads() != 0) {
+    internal::throw_invalid(name, "query",
+                            "its number of heads must be a multiple of that of key: given " +
+                                std::to_string(query.heads()) + " and " + std::to_string(key.heads()));
   }
   expect(query.head_dim() > 0 || query.heads() == 0, name, "query", "heads must have channels");
   const auto per_head = [&](std::string_view tensor, Token<const T> view) {
