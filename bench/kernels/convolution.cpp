@@ -98,6 +98,51 @@ Case streaming(Index length, Index channels, Index piece, int threads) {
   return result;
 }
 
+/// What streaming does without: the sum over the past, for the token in the middle, whose past is the mean of all. 64 channels.
+Case direct_sum(Index length) {
+  constexpr Index channels = 64, width = lanes<float>, vectors = 4;
+  struct Data : Inputs {
+    explicit Data(Index of_length) : Inputs(of_length, channels), taps(of_length, 1, channels) {
+      for (Index l = 0; l < of_length; ++l) {
+        for (Index h = 0; h < channels; ++h) taps.flat()(l, h) = filter(h, l);
+      }
+    }
+    Tensor taps;
+  };
+  const auto data = std::make_shared<Data>(length);
+  const Index t = length / 2;
+  Case result;
+  result.work = {.flops = 2.0 * double(t * channels),
+                 .resident_bytes = 8.0 * double(t * channels),
+                 .footprint_bytes = 8.0 * double(t * channels)};
+  result.tokens = 1;
+  result.run = [=] {
+    for (Index h = 0; h < channels; h += vectors * width) {
+      Batch<float> even[vectors], odd[vectors];
+      unroll<vectors>([&](auto b) SEQMIX_INLINE_LAMBDA { even[b] = odd[b] = broadcast(0.0f); });
+      const auto add = [&](Batch<float>(&sums)[vectors], Index l) SEQMIX_INLINE_LAMBDA {
+        const float *const tap = data->taps.flat().row(l) + h, *const x = data->x.flat().row(t - l) + h;
+        unroll<vectors>(
+            [&](auto b) SEQMIX_INLINE_LAMBDA { sums[b] = fma(load(tap + b * width), load(x + b * width), sums[b]); });
+      };
+      for (Index l = 0; l < t; l += 2) add(even, l), add(odd, l + 1);
+      add(even, t);
+      unroll<vectors>([&](auto b)
+                          SEQMIX_INLINE_LAMBDA { store(data->y.flat().row(t) + h + b * width, even[b] + odd[b]); });
+    }
+  };
+  result.check = [=] {
+    Comparison comparison;
+    for (const Index h : {Index(0), channels - 1}) {
+      double sum = 0;
+      for (Index l = 0; l <= t; ++l) sum += double(data->filter(h, l)) * double(data->x.flat()(t - l, h));
+      comparison.add(&data->y.flat()(t, h), &sum, 1);
+    }
+    comparison.expect_within(1e-4, "the sum over the past");
+  };
+  return result;
+}
+
 #ifdef SEQMIX_HAVE_FFTW
 /// One channel after the other, [channels, length], which is what FFTW is quickest at: its strided plans take several
 /// times as long. Scratch stays in cache.
@@ -173,6 +218,8 @@ const bool registered = [] {
     }
   }
   for (const Index length : {4096, 65536}) {
+    add_benchmark("kernel/convolution/direct_sum/channels:64/length:" + std::to_string(length), 1,
+                  [=] { return direct_sum(length); });
     for (const auto& [name, piece] : {std::pair("streaming", 1), std::pair("pieces_of_512", 512)}) {
       add_benchmark(std::string("kernel/convolution/") + name + "/channels:64/length:" + std::to_string(length),
                     [=, rows = Index(piece)](int threads) { return streaming(length, 64, rows, threads); });

@@ -158,6 +158,10 @@ const bool registered = [] {
   add_variant("per_head", per_head, {.heads = 12, .key_dim = 64, .value_dim = 128});
   add_variant("per_head", per_head, {.heads = 6, .key_dim = 128, .value_dim = 128});
   add_variant("per_token_channel", per_token_channel, {.heads = 6, .key_dim = 128, .value_dim = 128});
+  // One long sequence of one head uses both threads as well.
+  const RecurrenceShape one_head{.heads = 1, .key_dim = 128, .value_dim = 128};
+  add_variant("one_head/per_token_channel", per_token_channel, one_head);
+  add_variant("one_head/delta_rule", delta_rule_in_order<RecurrenceOrder::fused>, one_head);
   for (const RecurrenceShape& shape :
        {RecurrenceShape{}, RecurrenceShape{.heads = 6, .key_dim = 128, .value_dim = 128}}) {
     add_in_order<RecurrenceOrder::fused>("fused", shape);

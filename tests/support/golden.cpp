@@ -357,6 +357,15 @@ void GoldenAnyLayer<T>::collect(GoldenOutputs& outputs) const {
   if (mixer_->recurrent()) collect_any_state(*state_, outputs);
 }
 
+template <class T>
+void GoldenAnyLayer<T>::keep_rows(Index rows) {
+  if (rows >= length()) return;
+  GoldenArray<T> kept({rows, x_.size(1)});
+  std::copy_n(x_.data(), kept.size(), kept.data());
+  x_ = std::move(kept);
+  y_ = GoldenArray<T>(x_.shape());
+}
+
 template class GoldenAnyLayer<float>;
 template class GoldenAnyLayer<double>;
 

@@ -311,6 +311,9 @@ class GoldenAnyLayer : public GoldenRunner<T> {
  protected:
   const AnyMixer<T>& any_mixer() const { return *mixer_; }
 
+  /// Leaves all but the first rows of input.x out, where the reference gives no outputs for them.
+  void keep_rows(Index rows);
+
  private:
   virtual void read_any_state(GoldenCase& golden, AnyState& state) = 0;
   virtual void collect_any_state(const AnyState& state, GoldenOutputs& outputs) const = 0;
