@@ -12,9 +12,10 @@
 // where 4 + 2 |log d| is the multiplication, the error of exp2 (1.1 ulp), and the two roundings of its argument, and the
 // term after it the addition of the new token, twice that without decay: in the recent part of the sum, and when this is
 // added to the rest. The last term is there where rows decay: the product of key and value is rounded before it is added,
-// at a single token, or the key is divided by the decay that its row of the memory waits for. An output is a sum of K
-// products, in some order, over numbers scaled a few times: scale |q|^T (E_t + (K + 16) u B_t). Factors below the smallest
-// normal number may become 0.
+// at a single token, or the key is divided by the decay that its row of the memory waits for. What a piece leaves may be
+// off by u B_t more in float: rows that still wait for a decay are then rounded to one of the two nearest numbers, at
+// random, rather than to the nearest. An output is a sum of K products, in some order, over numbers scaled a few times:
+// scale |q|^T (E_t + (K + 16) u B_t). Factors below the smallest normal number may become 0.
 #pragma once
 
 #include <algorithm>
@@ -289,8 +290,12 @@ auto expected_of(const Inputs<T, Kind, with_bonus, with_sum, Map>& inputs, const
     const auto keep = [&](Index tokens) {
       if (std::find(moments.begin(), moments.end(), tokens) == moments.end()) return;
       for (Index i = 0; i < K; ++i) {
-        for (Index j = 0; j < V; ++j) result.memory[tokens].push_back(at(i, j));
-        result.key_sum[tokens].push_back(at(i, V));
+        const auto left = [&](Bounded<R> m) {
+          if (Decay::any && !Decay::per_value_channel && std::same_as<T, float>) m.error += u * m.size;
+          return m;
+        };
+        for (Index j = 0; j < V; ++j) result.memory[tokens].push_back(left(at(i, j)));
+        result.key_sum[tokens].push_back(left(at(i, V)));
       }
     };
     keep(0);
