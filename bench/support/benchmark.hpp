@@ -19,7 +19,7 @@ namespace seqmix::bench {
 struct Effort {
   std::string_view name;
   double seconds;           // time to spend on the runs of one benchmark, at least
-  int least_runs;           // but for more than three seconds no more than two
+  int least_runs;           // but no more than two for more than three seconds, or one where few are asked for
   Index longest;            // sequences of the comparison
   Index longest_attention;  // the same for mixers that take quadratic time
   Index longest_prefill;    // the same for prefill, which does what forward does
