@@ -37,8 +37,8 @@ Case attention(const AttentionShape& shape, double pairs, int threads,
     const AttentionStreams streams = data->streams();
     Comparison comparison;
     for (const Index t : sampled_rows(shape.rows)) {
-      // Of a few rows all heads, of many some.
-      for (Index h = t % shape.heads; h<shape.heads; h += shape.rows> 16 ? shape.heads : 1) {
+      const Index apart = shape.rows > 16 ? shape.heads : 1;  // of a few rows all heads, of many one
+      for (Index h = t % shape.heads; h < shape.heads; h += apart) {
         const Index shared = h / (shape.heads / shape.kv_heads);
         const auto expected =
             reference_attention(streams.query.row(t, h), streams.key.head(shared), streams.value.head(shared),

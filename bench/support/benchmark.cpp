@@ -94,9 +94,7 @@ Timing measure(const Case& benchmark) {
     total_processor += processor * double(group);
     total += seconds * double(group);
     const bool enough = total >= effort().seconds && int(samples.size()) >= effort().least_runs;
-    // With so many mixers there is no time to repeat what takes a second.
-    const bool thorough = effort().least_runs > 3;
-    const bool long_enough = total >= (thorough ? 3.0 : 0.5) && (!thorough || samples.size() >= 2);
+    const bool long_enough = total >= effort().long_seconds && int(samples.size()) >= effort().least_long_runs;
     const bool too_long = seconds_since(begin) > 10 * effort().seconds + 10;
     if (enough || long_enough || too_long) break;
   }
@@ -282,9 +280,9 @@ bool has_argument(int argc, char** argv, std::string_view begin) {
 
 const Effort& effort() {
   static const Effort efforts[] = {
-      {"normal", 0.15, 3, 65536, 16384, 2048, 8192},
-      {"short", 0.002, 1, 512, 512, 128, 2048},
-      {"full", 2, 9, 65536, 65536, 65536, 32768},
+      {"normal", 0.15, 3, 0.5, 1, 65536, 16384, 8192, 2048, 8192},
+      {"short", 0.002, 1, 0.5, 1, 512, 512, 512, 128, 2048},
+      {"full", 2, 9, 3, 2, 65536, 65536, 65536, 65536, 32768},
   };
   static const Effort& chosen = [&]() -> const Effort& {
     const char* const name = std::getenv("SEQMIX_BENCH_EFFORT");

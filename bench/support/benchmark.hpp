@@ -19,11 +19,14 @@ namespace seqmix::bench {
 struct Effort {
   std::string_view name;
   double seconds;           // time to spend on the runs of one benchmark, at least
-  int least_runs;           // but no more than two for more than three seconds, or one where few are asked for
+  int least_runs;           // of them
+  double long_seconds;      // once they have taken this long, fewer do:
+  int least_long_runs;      // so many
   Index longest;            // sequences of the comparison
   Index longest_attention;  // the same for mixers that take quadratic time
-  Index longest_prefill;    // the same for prefill, which does what forward does
-  Index longest_core;       // sequences of the core functions
+  Index longest_on_two;     // the same on two threads
+  Index longest_prefill;  // the same for prefill, which does what forward does, and before steps from a constant state
+  Index longest_core;     // sequences of the core functions
 };
 const Effort& effort();
 

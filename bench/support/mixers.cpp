@@ -184,12 +184,11 @@ void add_layer(const std::string& name, Index channels, bool recurrent, StateGro
   const std::string middle = "/" + name + "/channels:" + std::to_string(channels);
   for (const Index length : lengths_up_to(traits.quadratic ? effort().longest_attention : effort().longest)) {
     const std::string end = middle + "/length:" + std::to_string(length);
-    // Two threads gain as much on longer sequences, and a state of constant size takes a token in the same time whatever the
-    // context: how long the cores of `effort` and its prefills are is far enough for these.
-    if (length <= std::max(effort().longest_core, effort().longest_prefill)) {
-      add_benchmark("forward" + end, [=](int threads) { return sequence(entry, length, threads, false); });
+    const auto forward = [=](int threads) { return sequence(entry, length, threads, false); };
+    if (length <= effort().longest_on_two) {
+      add_benchmark("forward" + end, forward);
     } else {
-      add_benchmark("forward" + end, 1, [=] { return sequence(entry, length, 1, false); });
+      add_benchmark("forward" + end, 1, [=] { return forward(1); });
     }
     if (!recurrent) continue;
     if (length <= effort().longest_prefill) {

@@ -3,6 +3,7 @@
 #include <numbers>
 #include <seqmix/convolution/fnet.hpp>
 
+#include "support/fourier_reference.hpp"
 #include "support/golden.hpp"
 #include "support/reference.hpp"
 #include "support/registry.hpp"
@@ -71,21 +72,6 @@ struct FnetTests {
             {"random", {.channels = rng.integer(3, 90), .intermediate = rng.integer(1, 50), .activation = swish}}};
   }
 
-  static Matrixd mix(const Matrixd& x) {
-    const Index L = x.rows(), D = x.cols();
-    const auto table = [](Index n, bool sine) {
-      Matrixd result(n, n);
-      for (Index i = 0; i < n; ++i) {
-        for (Index j = 0; j < n; ++j) {
-          const double angle = 2 * std::numbers::pi * double(i * j % n) / double(n);
-          result(i, j) = sine ? std::sin(angle) : std::cos(angle);
-        }
-      }
-      return result;
-    };
-    return product(product(table(L, false), x), table(D, false)) - product(product(table(L, true), x), table(D, true));
-  }
-
   static Matrixd reference(const Fnet<double>::Config& config, const Fnet<double>::Weights& weights, const Matrixd& x) {
     const auto activate = [&](double z) {
       switch (config.activation) {
@@ -101,7 +87,7 @@ struct FnetTests {
       return silu(z);
     };
     const double eps = config.norm_epsilon;
-    const Matrixd a = layer_norm(x + mix(x), eps, weights.mixed_norm, weights.mixed_norm_bias);
+    const Matrixd a = layer_norm(x + fourier_real_part_of(x), eps, weights.mixed_norm, weights.mixed_norm_bias);
     const Matrixd wide = map(linear(a, weights.intermediate, weights.intermediate_bias), activate);
     return layer_norm(linear(wide, weights.output, weights.output_bias) + a, eps, weights.norm, weights.norm_bias);
   }

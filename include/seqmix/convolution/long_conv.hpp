@@ -23,6 +23,7 @@
 #include <seqmix/engine/convolution_streaming.hpp>
 #include <seqmix/parts/mixing_output.hpp>
 #include <seqmix/parts/passes.hpp>
+#include <seqmix/parts/streamed_past.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
 
@@ -57,15 +58,7 @@ class LongConv : public RecurrentMixerBase<LongConv<T, way>, T> {
     }
   };
 
-  struct State {
-    Index position = 0;  // tokens seen
-    Tensor<T> past;      // [P, numbers of a row], see StreamingConvolution
-
-    template <class Self, class Visitor>
-    static void visit(Self& self, Visitor&& visitor) {
-      visitor("position", self.position), visitor("past", self.past);
-    }
-  };
+  using State = StreamedPast<T>;
 
   /// Shrinks the taps and transforms them; O(C D K log K) time. Throws std::invalid_argument unless the shapes of `weights`
   /// follow from `config`.
@@ -128,19 +121,11 @@ class LongConv : public RecurrentMixerBase<LongConv<T, way>, T> {
   }
 
   /// Throws std::invalid_argument unless the state has this mixer's shape.
-  void check_state(const State& state) const {
-    expect_shape(name, "state.past", convolution_.state_shape(), state.past.shape());
-    expect(state.position >= 0, name, "state.position", "must not be negative");
-  }
+  void check_state(const State& state) const { state.check(name, convolution_); }
 
   void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
     const auto mixed = workspace.sequence<T>(x.length(), convolution_.outputs());
-    for (Index b = 0; b < batch.size(); ++b) {
-      const auto rows = [&](const auto& view) { return view.rows(batch.begin(b), batch.length(b)); };
-      State& state = batch.state(b);
-      convolution_.run(state.past.data(), state.position, rows(x), rows(mixed), workspace);
-      state.position += batch.length(b);
-    }
+    run_streamed(convolution_, batch, x, mixed, workspace);
     output_.apply(mixed, y, workspace);
   }
 

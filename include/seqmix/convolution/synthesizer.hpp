@@ -274,42 +274,37 @@ class SynthesizerCore {
     }
   }
 
-  /// relu(q w_1^T + b_1), and a 1.
-  HeadSequence<const T> hidden(HeadSequence<const T> query, Workspace& workspace) const {
-    const Index width = config_.hidden;
-    const auto result = workspace.heads<T>(query.length(), config_.heads, width + 1);
+  /// q W^T + b of every head, with room for `more` numbers behind each row: then finish(row) for all rows.
+  template <class Finish>
+  HeadSequence<T> project(const Linear<T>& linear, HeadSequence<const T> query, Index more, Workspace& workspace,
+                          Finish&& finish) const {
+    const auto rows = workspace.heads<T>(query.length(), config_.heads, linear.outputs() + more);
     for (Index h = 0; h < config_.heads; ++h) {
-      hidden_.apply(query.head(h), result.head(h).columns(0, width), workspace);
+      linear.apply(query.head(h), rows.head(h).columns(0, linear.outputs()), workspace);
     }
     workspace.for_row_blocks(query.length(), [&](Index begin, Index count) {
       for (Index t = begin; t < begin + count; ++t) {
-        for (Index h = 0; h < config_.heads; ++h) {
-          T* const row = result.row(t, h);
-          map_row(
-              width, row, [](const Batch<T>& x) SEQMIX_INLINE_LAMBDA { return max_propagating(x, broadcast(T(0))); },
-              row);
-          row[width] = T(1);
-        }
+        for (Index h = 0; h < config_.heads; ++h) finish(rows.row(t, h));
       }
     });
-    return result;
+    return rows;
+  }
+
+  /// relu(q w_1^T + b_1), and a 1.
+  HeadSequence<const T> hidden(HeadSequence<const T> query, Workspace& workspace) const {
+    return project(hidden_, query, 1, workspace, [width = config_.hidden](T* row) {
+      map_row(
+          width, row, [](const Batch<T>& x) SEQMIX_INLINE_LAMBDA { return max_propagating(x, broadcast(T(0))); }, row);
+      row[width] = T(1);
+    });
   }
 
   /// scale (q W^T + b), repeated as far as a vector reads.
   PeriodicRows<T> factor(const Linear<T>& linear, HeadSequence<const T> query, T scale, Workspace& workspace) const {
     const Index period = linear.outputs();
-    const auto rows = workspace.heads<T>(query.length(), config_.heads, period + lanes<T>);
-    for (Index h = 0; h < config_.heads; ++h) {
-      linear.apply(query.head(h), rows.head(h).columns(0, period), workspace);
-    }
-    workspace.for_row_blocks(query.length(), [&](Index begin, Index count) {
-      for (Index t = begin; t < begin + count; ++t) {
-        for (Index h = 0; h < config_.heads; ++h) {
-          T* const row = rows.row(t, h);
-          for (Index i = 0; i < period; ++i) row[i] *= scale;
-          for (Index i = period; i < rows.head_dim(); ++i) row[i] = row[i - period];
-        }
-      }
+    const auto rows = project(linear, query, lanes<T>, workspace, [period, scale](T* row) {
+      for (Index i = 0; i < period; ++i) row[i] *= scale;
+      for (Index i = period; i < period + lanes<T>; ++i) row[i] = row[i - period];
     });
     return {rows.data(), rows.row_stride(), rows.head_stride(), period};
   }

@@ -21,6 +21,7 @@
 #include <seqmix/parts/gate.hpp>
 #include <seqmix/parts/linear.hpp>
 #include <seqmix/parts/passes.hpp>
+#include <seqmix/parts/streamed_past.hpp>
 #include <seqmix/parts/toeplitz_coefficients.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
@@ -149,15 +150,7 @@ class Tnn : public RecurrentMixerBase<Tnn<T, way>, T> {
     }
   };
 
-  struct State {
-    Index position = 0;  // tokens seen
-    Tensor<T> past;      // [P, numbers of a row], see StreamingConvolution
-
-    template <class Self, class Visitor>
-    static void visit(Self& self, Visitor&& visitor) {
-      visitor("position", self.position), visitor("past", self.past);
-    }
-  };
+  using State = StreamedPast<T>;
 
   /// Makes the coefficients and packs the weights. Throws std::invalid_argument unless their shapes follow from `config`.
   Tnn(const Config& config, const Weights& weights) : config_(config) {
@@ -217,21 +210,13 @@ class Tnn : public RecurrentMixerBase<Tnn<T, way>, T> {
   }
 
   /// Throws std::invalid_argument unless the state has this mixer's shape.
-  void check_state(const State& state) const {
-    expect_shape(name, "state.past", core_.state_shape(), state.past.shape());
-    expect(state.position >= 0, name, "state.position", "must not be negative");
-  }
+  void check_state(const State& state) const { state.check(name, core_); }
 
   void advance(const SequenceBatch<State>& batch, ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
     const auto value = workspace.sequence<T>(x.length(), core_.channels());
     const auto mixed = workspace.sequence<T>(x.length(), core_.channels());
     project(value_, x, value, workspace);
-    for (Index b = 0; b < batch.size(); ++b) {
-      const auto rows = [&](const auto& view) { return view.rows(batch.begin(b), batch.length(b)); };
-      State& state = batch.state(b);
-      core_.run(state.past.data(), state.position, rows(value), rows(mixed), workspace);
-      state.position += batch.length(b);
-    }
+    run_streamed(core_, batch, value, mixed, workspace);
     finish(x, mixed, y, workspace);
   }
 

@@ -22,8 +22,9 @@ namespace seqmix::inline SEQMIX_ARCH {
 
 namespace detail {
 
-/// Rows, and rows of queries that share keys of some number, up to which packing the keys costs more than it saves.
-inline constexpr Index most_decode_rows = 4, most_decode_queries = 12, many_decode_keys = 384;
+/// Packing the keys costs more than it saves up to so many rows, or, of at least so many keys, up to so many rows of all the
+/// heads that share them.
+inline constexpr Index most_decode_rows = 4, least_decode_keys = 384, most_sharing_rows = 12;
 
 /// Bytes of packed heads for each thread, as far as one barrier for several heads is worth more than a small cache footprint.
 inline constexpr Index packed_bytes_per_thread = Index(1) << 20;
@@ -174,7 +175,8 @@ void attend(HeadSequence<const T> query, std::span<const KeyValueSegment<T>> seg
             const Score& score, ConstToken<T> sink, HeadSequence<T> output, Workspace& workspace) {
   assert(query.length() == output.length() && query.heads() == output.heads());
   if (query.length() == 0 || query.heads() == 0) return;
-  if (total_length(segments) == 0) {
+  const Index keys = total_length(segments);
+  if (keys == 0) {
     for (Index i = 0; i < output.length(); ++i) {
       for (Index h = 0; h < output.heads(); ++h) std::fill_n(output.row(i, h), output.head_dim(), T(0));
     }
@@ -182,9 +184,9 @@ void attend(HeadSequence<const T> query, std::span<const KeyValueSegment<T>> seg
   }
   assert(query.heads() % segments.front().key.heads() == 0);
   const auto frame = workspace.frame();
-  const Index keys = total_length(segments), sharing = query.heads() / segments.front().key.heads();
-  const bool few = query.length() <= detail::most_decode_rows ||
-                   (query.length() * sharing <= detail::most_decode_queries && keys >= detail::many_decode_keys);
+  const Index rows = query.length(), sharing_rows = rows * (query.heads() / segments.front().key.heads());
+  const bool few = rows <= detail::most_decode_rows ||
+                   (keys >= detail::least_decode_keys && sharing_rows <= detail::most_sharing_rows);
   if (few) {
     detail::attend_few(query, segments, mask, score, sink, output, workspace);
   } else {

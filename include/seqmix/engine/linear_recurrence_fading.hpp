@@ -168,16 +168,6 @@ SEQMIX_ALWAYS_INLINE Batch<T> dithered_factor(const Batch<T>& log, const Batch<T
   return broadcast(T(1)) + fma(noise, broadcast(last_place), expm1_fraction(log));
 }
 
-/// x e^log for a decay that rows no longer wait for, rounded up or down at random, in proportion: for most numbers it is less
-/// than half a unit in the last place, and would be nothing every time. `noise` as of noise_of.
-template <class T>
-SEQMIX_ALWAYS_INLINE Batch<T> decayed_at_random(const Batch<T>& x, const Batch<T>& log, const Batch<T>& noise) {
-  using Bits = typename FloatFormat<T>::Bits;
-  constexpr Bits exponent = ~Bits(0) >> (FloatFormat<T>::mantissa_bits + 1) << FloatFormat<T>::mantissa_bits;
-  const Batch<T> last_place = from_bits<T>(to_bits(x) & exponent) * broadcast(std::numeric_limits<T>::epsilon());
-  return x + fma(x, log, noise * last_place);
-}
-
 /// Replaces the factors of token t in `decay` by dithered ones, for the key channels where they are weak. What looks random comes from
 /// the token itself: its staged rows, and a number of its value.
 template <class T>
@@ -194,6 +184,18 @@ template <class T>
 /// Whether a single factor may be weak enough to be dithered. Double has digits enough.
 template <class T>
 inline constexpr bool dithers = std::numeric_limits<T>::digits < 53;
+
+/// x e^log for a decay that rows no longer wait for, rounded up or down at random, in proportion: for most numbers it is less
+/// than half a unit in the last place, and would be nothing every time. What looks random comes from the numbers themselves
+/// and from `salt`.
+template <class T>
+SEQMIX_ALWAYS_INLINE Batch<T> decayed(const Batch<T>& x, const Batch<T>& log, T salt) {
+  if constexpr (!dithers<T>) return fma(x, log, x);
+  using Bits = typename FloatFormat<T>::Bits;
+  constexpr Bits exponent = ~Bits(0) >> (FloatFormat<T>::mantissa_bits + 1) << FloatFormat<T>::mantissa_bits;
+  const Batch<T> last_place = from_bits<T>(to_bits(x) & exponent) * broadcast(std::numeric_limits<T>::epsilon());
+  return x + fma(x, log, noise_of(x, log, broadcast(salt)) * last_place);
+}
 
 }  // namespace detail
 
