@@ -258,6 +258,32 @@ def crossings(results):
     return table(["mixer", "forward", "forward, 2 threads", "step", "step, 2 threads"], rows) if rows else ""
 
 
+def streaming(results):
+    """Steps of convolutions: what a schedule is chosen by."""
+    rows = [[r.subject, r.sizes.get("channels", ""), r.length]
+            + [scaled(r.get(f"step_{which}_ns"), 1e-3) for which in ("mean", "median", "longest")]
+            + [three_digits(r.get("step_longest_to_median"))]
+            for r in results.of("kernel") if r.get("step_longest_ns")]
+    return table(["benchmark", "channels", "length", "mean", "median", "longest", "longest to median"], rows) if rows else ""
+
+
+def times_as_fast(results, subject):
+    """How many times as fast as exact attention a mixer is. Where that was not measured its time is a L + b L^2."""
+    curve, reference = (results.curves("forward", 1).get(name, {}) for name in (subject, REFERENCE))
+    if not curve or len(reference) < 2:
+        return ""
+    shorter, longest = sorted(reference)[-2:]
+    slope = (reference[longest] - reference[shorter]) / (longest - shorter)
+    row = []
+    for length in sorted(curve):
+        known = at(reference, length)
+        other = reference[longest] + slope * (length - longest) if known is None and length > longest else known
+        row.append("" if other is None else three_digits(other / curve[length]) + ("" if length in reference else "*"))
+    note = ("\n\n\\* by the time of attention that its lengths "
+            f"{shorter} and {longest} suggest" if any(cell.endswith("*") for cell in row) else "")
+    return table(["mixer"] + [str(length) for length in sorted(curve)], [[subject] + row]) + note
+
+
 def speedups(results):
     """Time on one thread over time on two, forward."""
     one, two = results.curves("forward", 1), results.curves("forward", 2)
@@ -402,7 +428,7 @@ def report(results, pictures):
 
     section("What the machine can do", probes(results))
     section("Core functions", cores(results, "core"), titled("One token:", core_steps(results)))
-    section("Engines", cores(results, "kernel"))
+    section("Engines", cores(results, "kernel"), titled("Steps of streamed convolutions, microseconds:", streaming(results)))
     section("Mixers: whole sequences, by length", picture("time_per_token.svg"),
             *(titled(f"Microseconds per token, {threads} thread{'s' * (threads > 1)}:",
                      by_length(results, "forward", threads, "ns_per_token", lambda v: scaled(v, 1e-3))) for threads in (1, 2)),
@@ -413,7 +439,8 @@ def report(results, pictures):
             *(titled(f"Microseconds per step, {threads} thread{'s' * (threads > 1)}:",
                      by_length(results, "step", threads, "ns_per_token", lambda v: scaled(v, 1e-3))) for threads in (1, 2)),
             picture("state_bytes.svg"), titled("Size of the state:", by_length(results, "step", 1, "state_bytes", size)))
-    section("Length from which a mixer is faster than exact attention", picture("crossing.svg"), crossings(results))
+    section("Length from which a mixer is faster than exact attention", picture("crossing.svg"), crossings(results),
+            titled("Times as fast as exact attention, forward, 1 thread, by length:", times_as_fast(results, "hyena")))
     return "\n".join(text)
 
 
@@ -434,7 +461,9 @@ def summary(results):
     add("Two threads are faster by", speedups(results))
     add("Mixers, one step, microseconds by context, 1 thread",
         by_length(results, "step", 1, "ns_per_token", lambda v: scaled(v, 1e-3)))
+    add("Steps of streamed convolutions, microseconds", streaming(results))
     add("Length from which a mixer is faster than exact attention", crossings(results))
+    add("Hyena: times as fast as exact attention, forward, 1 thread, by length", times_as_fast(results, "hyena"))
     return "\n".join(text + warnings(results))
 
 

@@ -1,13 +1,17 @@
 // Causal convolutions with filters as long as the sequence, by Fourier transforms: at once, in pieces, one token at a time,
 // and by FFTW where the machine has it. Spectra are prepared beforehand.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <limits>
+#include <map>
 #include <memory>
 #include <seqmix/engine/convolution_fft.hpp>
 #include <seqmix/engine/convolution_streaming.hpp>
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "support/data.hpp"
 
@@ -72,27 +76,66 @@ Case transforms(Index length, Index channels, int threads) {
 }
 
 /// From a state, `piece` tokens at a time; the work is that of the whole sequence at once.
-Case streaming(Index length, Index channels, Index piece, int threads) {
+Case streaming(Index length, Index channels, Index piece, StreamingSchedule schedule, int threads) {
   struct Data : Inputs {
-    Data(Index of_length, Index of_channels, int of_threads)
+    Data(Index of_length, Index of_channels, StreamingSchedule of_schedule, int of_threads)
         : Inputs(of_length, of_channels),
-          convolution("convolution", of_channels, filter),
+          convolution("convolution", of_channels, filter, of_schedule),
           state(std::size_t(convolution.state_shape().size())),
           workspace(executor(of_threads)) {}
+    void run(Index t, Index rows) {
+      convolution.run(state.data(), t, x.flat().rows(t, rows), y.flat().rows(t, rows), workspace);
+    }
+    /// Of every token the shortest time over several passes: a step that other programs broke into doesn't count, one that
+    /// takes long each time does.
+    std::vector<double> step_seconds(double at_least, int least_passes) {
+      using Clock = std::chrono::steady_clock;
+      const auto since = [](Clock::time_point begin) {
+        return std::chrono::duration<double>(Clock::now() - begin).count();
+      };
+      double clock = std::numeric_limits<double>::infinity();
+      for (int i = 0; i < 1000; ++i) {
+        const auto begin = Clock::now();
+        clock = std::min(clock, since(begin));
+      }
+      std::vector<double> seconds(std::size_t(x.flat().length()), std::numeric_limits<double>::infinity());
+      const auto all = Clock::now();
+      for (int pass = 0; pass < least_passes || since(all) < at_least; ++pass) {
+        std::fill(state.begin(), state.end(), 0.0f);
+        for (Index t = 0; t < x.flat().length(); ++t) {
+          const auto begin = Clock::now();
+          run(t, 1);
+          double& least = seconds[std::size_t(t)];
+          least = std::min(least, std::max(since(begin) - clock, 0.0));
+        }
+      }
+      return seconds;
+    }
     StreamingConvolution<float> convolution;
     Buffer<float> state;
     Workspace workspace;
   };
-  const auto data = std::make_shared<Data>(length, channels, threads);
+  const auto data = std::make_shared<Data>(length, channels, schedule, threads);
   Case result = case_of(length, channels);
   result.prepare = [=] { std::fill(data->state.begin(), data->state.end(), 0.0f); };
   result.run = [=] {
-    for (Index t = 0; t < length; t += piece) {
-      data->convolution.run(data->state.data(), t, data->x.flat().rows(t, piece), data->y.flat().rows(t, piece),
-                            data->workspace);
-    }
+    for (Index t = 0; t < length; t += piece) data->run(t, piece);
   };
-  result.check = [=] { data->check([&](Index t, Index h) { return data->y.flat()(t, h); }); };
+  const auto counters = std::make_shared<std::map<std::string, double>>();
+  result.check = [=] {
+    data->check([&](Index t, Index h) { return data->y.flat()(t, h); });
+    if (piece > 1) return;
+    std::vector<double> seconds = data->step_seconds(4 * effort().seconds, 2 * effort().least_runs);
+    std::sort(seconds.begin(), seconds.end());
+    double sum = 0;
+    for (const double step : seconds) sum += step;
+    const double median = seconds[seconds.size() / 2];
+    *counters = {{"step_mean_ns", 1e9 * sum / double(seconds.size())},
+                 {"step_median_ns", 1e9 * median},
+                 {"step_longest_ns", 1e9 * seconds.back()},
+                 {"step_longest_to_median", seconds.back() / median}};
+  };
+  result.add_counters = [=](std::map<std::string, double>& all) { all.insert(counters->begin(), counters->end()); };
   result.state_bytes = Index(data->state.size() * sizeof(float));
   result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
   return result;
@@ -220,9 +263,15 @@ const bool registered = [] {
   for (const Index length : {4096, 65536}) {
     add_benchmark("kernel/convolution/direct_sum/channels:64/length:" + std::to_string(length), 1,
                   [=] { return direct_sum(length); });
-    for (const auto& [name, piece] : {std::pair("streaming", 1), std::pair("pieces_of_512", 512)}) {
-      add_benchmark(std::string("kernel/convolution/") + name + "/channels:64/length:" + std::to_string(length),
-                    [=, rows = Index(piece)](int threads) { return streaming(length, 64, rows, threads); });
+    add_benchmark("kernel/convolution/pieces_of_512/channels:64/length:" + std::to_string(length),
+                  [=](int threads) { return streaming(length, 64, 512, StreamingSchedule::amortised, threads); });
+    for (const Index channels : {64, 768}) {
+      if (channels * length > 64 * 65536) continue;
+      const std::string sizes = "/channels:" + std::to_string(channels) + "/length:" + std::to_string(length);
+      add_benchmark("kernel/convolution/streaming" + sizes, 1,
+                    [=] { return streaming(length, channels, 1, StreamingSchedule::amortised, 1); });
+      add_benchmark("kernel/convolution/streaming_balanced" + sizes, 1,
+                    [=] { return streaming(length, channels, 1, StreamingSchedule::balanced, 1); });
     }
   }
   return true;

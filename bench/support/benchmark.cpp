@@ -204,7 +204,8 @@ std::vector<benchmark::BenchmarkReporter::Run> with_least_time(std::vector<bench
     const bool all = !brief || counters.count("roofline") == 0;
     for (const auto& [name, value] : counters) {
       const bool read = name == "roofline" || name == "fma_peak_share" || name == "ns_per_token" ||
-                        name == "kv_bytes_per_second" || name == "kv_l3_share" || name == "processor_share";
+                        name == "step_longest_to_median" || name == "kv_bytes_per_second" || name == "kv_l3_share" ||
+                        name == "processor_share";
       if (all || read) run.counters[name] = value;
     }
   }

@@ -90,6 +90,52 @@ TEMPLATE_TEST_CASE("transforms are what they say", "[convolution]", float, doubl
   }
 }
 
+TEMPLATE_TEST_CASE("convolutions in parts, of several registers, are those at once", "[convolution]", float, double) {
+  using T = TestType;
+  constexpr Index W = lanes<T>, registers = 3, wide = 4 * W;
+  Rng rng(test_seed);
+  for (const Index length : {16, 32, 64, 128, 512, 1024}) {
+    const RightAngleTransform<T> transform(length);
+    const RightAngleTransform<T, wide> several(length, registers * W);
+    const Matrix<T> filter = random_matrix<T>(length, wide, rng), x = random_matrix<T>(length, wide, rng);
+    const Matrix<T> y = random_matrix<T>(length, wide, rng);
+    Matrix<T> expected = y;
+    Buffer<T> spectrum(std::size_t(transform.spectrum_size()), 0), points(spectrum);
+    Buffer<T> spectra(std::size_t(several.spectrum_size()), 0);
+    for (Index v = 0; v < registers; ++v) {
+      transform.forward({filter.data() + v * W, length, wide}, spectrum.data());
+      transform.combine(spectrum.data(), nullptr);
+      transform.multiply({x.data() + v * W, length, wide}, spectrum.data(), points.data());
+      transform.template write<true>(points.data(), {expected.data() + v * W, length, wide});
+    }
+    several.forward({filter.data(), length, wide}, spectra.data());
+    several.combine(spectra.data(), nullptr);
+    const auto product = [&](auto& a, Index place, Index h) {
+      for (Index q = 0; q < 4; ++q) {
+        const T* const by = spectra.data() + (place + q) * 2 * wide + h;
+        a[q] = a[q].times({load(by), load(by + wide)});
+      }
+    };
+    for (const Index most : {Index(1), Index(2), Index(7), length, 100 * length}) {
+      for (const Index cost : {0, 1, 5}) {
+        INFO(length << " tokens, up to " << most << " parts at once, product " << cost);
+        const Index count = several.part_count(cost);
+        Matrix<T> given = y;
+        Buffer<T> work(std::size_t(several.spectrum_size()), std::numeric_limits<T>::quiet_NaN());
+        for (Index begin = 0, end = 0; begin < count; begin = end) {
+          end = std::min(count, begin + rng.integer(1, most));
+          several.convolve_part({x.data(), length, wide}, work.data(), count, product, {given.data(), length, wide},
+                                begin, end);
+        }
+        Error<T> error;
+        for (Index i = 0; i < given.size(); ++i) error.add(given.data()[i], expected.data()[i]);
+        CHECK(error.of_allowed(length) <= 1);
+        CHECK(given.rightCols(W) == y.rightCols(W));
+      }
+    }
+  }
+}
+
 /// A convolution of x, rows of which have numbers that don't belong to them between them, with `tap(row, lag)`.
 template <class T>
 struct Convolved {

@@ -13,6 +13,7 @@
 #include <seqmix/simd/arch.hpp>
 #include <stdexcept>
 #include <type_traits>
+#include <utility>
 
 #include "support/allocations.hpp"
 #include "support/executors.hpp"
@@ -47,6 +48,8 @@ double error_of(const Matrix<T>& filter, ConstSequence<T> x, const Matrix<T>& y)
   const double transform = std::log2(double(std::max<Index>(filter.cols(), 32)));
   return std::sqrt(differences / squares) / (4 * double(std::numeric_limits<T>::epsilon()) * transform);
 }
+
+constexpr StreamingSchedule schedules[] = {StreamingSchedule::amortised, StreamingSchedule::balanced};
 
 /// A convolution on its way.
 template <class T>
@@ -88,37 +91,45 @@ TEMPLATE_TEST_CASE("causal convolutions of any length, whole, in steps and in pi
     INFO(length << " tokens, " << channels << " channels, " << outputs << " outputs, " << taps << " taps");
     const Matrix<T> filter = random_matrix<T>(outputs * channels, taps, rng);
     const Matrix<T> x = random_matrix<T>(length, channels + 1, rng);
-    const StreamingConvolution<T> convolution("test", channels, filter);
-    const Matrix<T> nothing = Matrix<T>::Constant(length, outputs * channels, std::numeric_limits<T>::quiet_NaN());
     const auto inputs = ConstSequence<T>(x).columns(0, channels);
-    Matrix<T> y = nothing;
-    workspace.poison();
-    convolution.forward(inputs, y, workspace);
-    CHECK(error_of<T>(filter, inputs, y) <= 1);
-    y = nothing;
-    Stream<T> steps(convolution);
-    for (Index t = 0; t < length; ++t) {
-      if (t % 50 == 0) workspace.poison();
-      steps.run(inputs.rows(t, 1), Sequence<T>(y).rows(t, 1), workspace);
-    }
-    CHECK(error_of<T>(filter, inputs, y) <= 1);
-    for (const Index most : {Index(50), Index(200), length}) {
-      INFO("in pieces of up to " << most);
+    const Matrix<T> nothing = Matrix<T>::Constant(length, outputs * channels, std::numeric_limits<T>::quiet_NaN());
+    Matrix<T> whole;
+    for (const StreamingSchedule schedule : schedules) {
+      INFO((schedule == StreamingSchedule::balanced ? "balanced" : "amortised"));
+      const StreamingConvolution<T> convolution("test", channels, filter, schedule);
+      Matrix<T> y = nothing;
+      workspace.poison();
+      convolution.forward(inputs, y, workspace);
+      if (whole.size() == 0) {
+        CHECK(error_of<T>(filter, inputs, y) <= 1);
+        whole = y;
+      }
+      CHECK(y == whole);
       y = nothing;
-      Stream<T> stream(convolution), copy = stream;
-      for (Index begin = 0; begin < length;) {
-        const Index count = most == length ? length : std::min(length - begin, rng.integer(0, most));
-        workspace.poison();
-        copy = stream;
-        stream.run(inputs.rows(begin, count), Sequence<T>(y).rows(begin, count), workspace);
-        // Copies go on alike.
-        Matrix<T> again(count, y.cols());
-        copy.run(inputs.rows(begin, count), again, workspace);
-        CHECK(again == y.middleRows(begin, count));
-        CHECK(copy.state == stream.state);
-        begin += count;
+      Stream<T> steps(convolution);
+      for (Index t = 0; t < length; ++t) {
+        if (t % 50 == 0) workspace.poison();
+        steps.run(inputs.rows(t, 1), Sequence<T>(y).rows(t, 1), workspace);
       }
       CHECK(error_of<T>(filter, inputs, y) <= 1);
+      for (const Index most : {Index(50), Index(200), length}) {
+        INFO("in pieces of up to " << most);
+        y = nothing;
+        Stream<T> stream(convolution), copy = stream;
+        for (Index begin = 0; begin < length;) {
+          const Index count = most == length ? length : std::min(length - begin, rng.integer(0, most));
+          workspace.poison();
+          copy = stream;
+          stream.run(inputs.rows(begin, count), Sequence<T>(y).rows(begin, count), workspace);
+          // Copies go on alike.
+          Matrix<T> again(count, y.cols());
+          copy.run(inputs.rows(begin, count), again, workspace);
+          CHECK(again == y.middleRows(begin, count));
+          CHECK(copy.state == stream.state);
+          begin += count;
+        }
+        CHECK(error_of<T>(filter, inputs, y) <= 1);
+      }
     }
   }
 }
@@ -126,13 +137,20 @@ TEMPLATE_TEST_CASE("causal convolutions of any length, whole, in steps and in pi
 TEST_CASE("steps of convolutions, and those of few taps, never change what was put out", "[convolution]") {
   Rng rng(test_seed);
   Workspace workspace;
-  for (const Index taps : {40, 200}) {
+  struct {
+    Index taps;
+    StreamingSchedule schedule;
+    Index piece;
+  } const all[] = {{40, StreamingSchedule::amortised, 50},
+                   {200, StreamingSchedule::amortised, 1},
+                   {200, StreamingSchedule::balanced, 1},
+                   {200, StreamingSchedule::balanced, 50}};
+  for (const auto& [taps, schedule, piece] : all) {
     const Matrix<float> filter = random_matrix<float>(5, taps, rng);
-    const StreamingConvolution<float> convolution("test", 5, filter);
+    const StreamingConvolution<float> convolution("test", 5, filter, schedule);
     Matrix<float> x = random_matrix<float>(500, 5, rng), y(500, 5), z(500, 5);
     const auto run = [&](Matrix<float>& to) {
       Stream<float> stream(convolution);
-      const Index piece = taps == 200 ? 1 : 50;
       for (Index t = 0; t < 500; t += piece) {
         stream.run(ConstSequence<float>(x).rows(t, piece), Sequence<float>(to).rows(t, piece), workspace);
       }
@@ -147,9 +165,11 @@ TEST_CASE("steps of convolutions, and those of few taps, never change what was p
 
 TEST_CASE("streaming convolutions give the same bits on any executor", "[convolution]") {
   Rng rng(test_seed);
-  for (const Index taps : {40, 150}) {
+  for (const auto& [taps, schedule] :
+       {std::pair(Index(40), StreamingSchedule::amortised), std::pair(Index(150), StreamingSchedule::amortised),
+        std::pair(Index(150), StreamingSchedule::balanced)}) {
     const Matrix<float> filter = random_matrix<float>(37, taps, rng), x = random_matrix<float>(400, 37, rng);
-    const StreamingConvolution<float> convolution("test", 37, filter);
+    const StreamingConvolution<float> convolution("test", 37, filter, schedule);
     Matrix<float> expected, whole;
     for (const auto& [name, executor] : all_executors()) {
       INFO(name);
@@ -168,10 +188,12 @@ TEST_CASE("streaming convolutions give the same bits on any executor", "[convolu
 
 TEST_CASE("streaming convolutions allocate nothing after one step", "[convolution]") {
   Rng rng(test_seed);
-  for (const Index taps : {40, 300}) {
+  for (const auto& [taps, schedule] :
+       {std::pair(Index(40), StreamingSchedule::amortised), std::pair(Index(300), StreamingSchedule::amortised),
+        std::pair(Index(300), StreamingSchedule::balanced)}) {
     Workspace workspace;
     const Matrix<float> filter = random_matrix<float>(19, taps, rng), x = random_matrix<float>(1100, 19, rng);
-    const StreamingConvolution<float> convolution("test", 19, filter);
+    const StreamingConvolution<float> convolution("test", 19, filter, schedule);
     Matrix<float> y(1100, 19);
     Stream<float> stream(convolution), copy = stream;
     copy.run(ConstSequence<float>(x).rows(0, 1), Sequence<float>(y).rows(0, 1), workspace);

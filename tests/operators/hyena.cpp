@@ -128,6 +128,8 @@ struct HyenaTests {
           .layout = HyenaLayout::order_fastest,
           .activation = HyenaActivation::exact_gelu,
           .scale_orders = true}},
+        {"order 3, balanced",
+         {.channels = 3, .order = 3, .filter = {.samples = 170, .width = 4}, .schedule = StreamingSchedule::balanced}},
         {"order 4, no window, short filters",
          {.channels = 9,
           .order = 4,

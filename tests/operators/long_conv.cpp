@@ -46,6 +46,8 @@ struct LongConvTests {
         {"one channel of one tap", {.channels = 1, .kernel_length = 1}},
         {"five channels, two outputs, 40 taps", {.channels = 5, .outputs = 2, .kernel_length = 40, .shrinkage = 0.05}},
         {"three channels, 300 taps", {.channels = 3, .kernel_length = 300, .shrinkage = 0.01}},
+        {"21 channels, two outputs, 400 taps, balanced",
+         {.channels = 21, .outputs = 2, .kernel_length = 400, .schedule = StreamingSchedule::balanced}},
         {"random",
          {.channels = rng.integer(1, 20), .outputs = rng.integer(1, 3), .kernel_length = rng.integer(65, 150)}}};
   }

@@ -125,6 +125,8 @@ struct TnnTests {
                            .activation = ToeplitzActivation::exponential,
                            .position = ToeplitzPosition::part_of_length,
                            .normalize = true}}},
+            {"200 lags, balanced",
+             {.channels = 2, .schedule = StreamingSchedule::balanced, .toeplitz = {.lags = 200, .width = 4}}},
             {"20 lags, learned decays, residual",
              {.channels = 3,
               .inner_channels = 17,

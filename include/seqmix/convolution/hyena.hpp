@@ -54,7 +54,8 @@ class Hyena : public RecurrentMixerBase<Hyena<T>, T> {
     ImplicitFilterConfig filter;  ///< samples = n must be given
     HyenaLayout layout = HyenaLayout::channel_fastest;
     HyenaActivation activation = HyenaActivation::none;
-    bool scale_orders = false;  ///< post_order_ffn
+    bool scale_orders = false;                                  ///< post_order_ffn
+    StreamingSchedule schedule = StreamingSchedule::amortised;  ///< of steps
 
     Index filters() const { return channels * (order - 1); }
   };
@@ -118,7 +119,7 @@ class Hyena : public RecurrentMixerBase<Hyena<T>, T> {
         taps(d, 0) += double(weights.filter_bias[column]);
       }
       if (config.scale_orders) taps *= double(weights.order_scale(o, 0));
-      convolutions_.emplace_back(name, D, taps);
+      convolutions_.emplace_back(name, D, taps, config.schedule);
     }
   }
 

@@ -38,9 +38,10 @@ class LongConv : public RecurrentMixerBase<LongConv<T, way>, T> {
 
   struct Config {
     Index channels = 0;
-    Index outputs = 1;         ///< C
-    Index kernel_length = 0;   ///< K
-    double shrinkage = 0.001;  ///< taken off the magnitude of every tap
+    Index outputs = 1;                                          ///< C
+    Index kernel_length = 0;                                    ///< K
+    double shrinkage = 0.001;                                   ///< taken off the magnitude of every tap
+    StreamingSchedule schedule = StreamingSchedule::amortised;  ///< of steps
   };
 
   struct Weights {
@@ -72,7 +73,7 @@ class LongConv : public RecurrentMixerBase<LongConv<T, way>, T> {
     Matrix<T> taps = weights.kernel.unaryExpr(
         [&](T tap) { return T(std::copysign(std::max(std::abs(double(tap)) - config.shrinkage, 0.0), double(tap))); });
     for (Index row = 0; row < C * D; ++row) taps(row, 0) += weights.skip.data()[row];
-    convolution_ = StreamingConvolution<T>(name, D, taps);
+    convolution_ = StreamingConvolution<T>(name, D, taps, config.schedule);
     if constexpr (way == Direction::bidirectional) {
       short_ = OneTimeConvolution<T>(K);
       taps_ = taps.transpose();

@@ -36,10 +36,11 @@ class ToeplitzOperator {
 
   /// Makes the coefficients, in double, and transforms them. Throws std::invalid_argument unless the shapes of `weights` follow
   /// from the others.
-  ToeplitzOperator(const ToeplitzConfig& config, Index channels, const ToeplitzWeights<T>& weights)
+  ToeplitzOperator(const ToeplitzConfig& config, Index channels, const ToeplitzWeights<T>& weights,
+                   StreamingSchedule schedule = StreamingSchedule::amortised)
       : normalize_(config.normalize) {
     const Matrix<double> later = toeplitz_coefficients(name, config, weights, channels, 1);  // [n, E]
-    forward_ = StreamingConvolution<T>(name, channels, Matrix<double>(later.transpose()));
+    forward_ = StreamingConvolution<T>(name, channels, Matrix<double>(later.transpose()), schedule);
     if (normalize_) after_ = sums(later);
     if constexpr (way == Direction::bidirectional) {
       Matrix<double> earlier = toeplitz_coefficients(name, config, weights, channels, -1);
@@ -126,8 +127,9 @@ class Tnn : public RecurrentMixerBase<Tnn<T, way>, T> {
 
   struct Config {
     Index channels = 0;
-    Index inner_channels = 0;     ///< E; 0 means 3 D
-    bool normalize_rows = false;  ///< norm before the last projection
+    Index inner_channels = 0;                                   ///< E; 0 means 3 D
+    bool normalize_rows = false;                                ///< norm before the last projection
+    StreamingSchedule schedule = StreamingSchedule::amortised;  ///< of steps
     ToeplitzConfig toeplitz;
 
     Index inner() const { return inner_channels > 0 ? inner_channels : 3 * channels; }
@@ -165,7 +167,7 @@ class Tnn : public RecurrentMixerBase<Tnn<T, way>, T> {
     value_ = projection("v_proj", weights.value, weights.value_bias, E, D);
     gate_ = projection("u_proj", weights.gate, weights.gate_bias, E, D);
     output_ = projection("o", weights.output, weights.output_bias, D, E);
-    core_ = ToeplitzOperator<T, way>(config.toeplitz, E, weights.toeplitz);
+    core_ = ToeplitzOperator<T, way>(config.toeplitz, E, weights.toeplitz, config.schedule);
   }
 
   /// As torch begins projections, and the authors decays.
