@@ -14,66 +14,12 @@
 #include <string>
 #include <vector>
 
+#include "scan_cases.hpp"
 #include "support/executors.hpp"
 #include "support/registry.hpp"
 
 namespace seqmix::test {
 namespace {
-
-constexpr double infinity = std::numeric_limits<double>::infinity();
-
-/// Streams of numbers, [length, several times channels], some of them log decays; a state; and a run over some of the tokens.
-template <class T>
-struct Inputs {
-  Inputs(Index of_length, Index of_channels, Index streams, Index state_rows, Index output_rows, Rng& rng)
-      : length(of_length),
-        channels(of_channels),
-        rows(of_length, streams * of_channels + 3),
-        state(state_rows, of_channels + 1),
-        y(of_length, output_rows * of_channels + 2) {
-    for (Index i = 0; i < rows.size(); ++i) rows.data()[i] = T(rng.normal());
-    for (Index i = 0; i < state.size(); ++i) state.data()[i] = T(rng.normal());
-    y.setConstant(std::numeric_limits<T>::quiet_NaN());
-  }
-  Sequence<const T> stream(Index which) const { return ConstSequence<T>(rows).columns(which * channels, channels); }
-  Sequence<T> state_view() { return Sequence<T>(state).columns(0, channels); }
-  Sequence<T> output(Index output_rows, Index begin, Index count) {
-    return Sequence<T>(y).columns(0, output_rows * channels).rows(begin, count);
-  }
-  /// Stream `which` becomes log decays, most of which hold on for long where `slow`.
-  void make_decays(Index which, bool slow, Rng& rng) {
-    constexpr double all[] = {0, -1e-7, -0.01, -0.3, -0.7, -3, -40, -500, -infinity}, some[] = {0, -1e-7, -1e-4, -1e-3};
-    for (Index t = 0; t < length; ++t) {
-      for (Index c = 0; c < channels; ++c) {
-        rows(t, which * channels + c) = T(slow ? some[rng.integer(0, 3)] : all[rng.integer(0, 8)]);
-      }
-    }
-  }
-
-  Index length, channels;
-  Matrix<T> rows, state, y;
-};
-
-/// Keeps the worst excess of differences over what is allowed.
-struct Worst {
-  double excess = 0;
-  std::string where;
-  void add(double given, double expected, double allowed, Index t, Index c) {
-    const double difference = std::abs(given - expected);
-    if (difference == 0) return;
-    const double now = std::isnan(difference) ? infinity : difference / allowed;
-    if (now <= excess) return;
-    excess = now;
-    where = "token " + std::to_string(t) + ", channel " + std::to_string(c) + ": " + std::to_string(given) +
-            ", expected " + std::to_string(expected) + ", allowed " + std::to_string(allowed);
-  }
-};
-
-template <class T>
-constexpr double u = double(std::numeric_limits<T>::epsilon()) / 2;
-/// Room for the T steps in which products may have become 0.
-template <class T>
-constexpr double tiny = 64 * double(std::numeric_limits<T>::min());
 
 // --- real -------------------------------------------------------------------------------------------------------------
 
@@ -104,15 +50,6 @@ Worst check_real(Inputs<T>& inputs, const Matrix<T>& initial) {
   }
   return worst;
 }
-
-struct Case {
-  Index length, channels;
-  bool slow;
-};
-// Segments where channels are few and tokens thousands.
-constexpr Case cases[] = {{0, 5, false},   {1, 1, false},    {2, 3, true},     {31, 8, false},   {32, 33, false},
-                          {33, 64, true},  {257, 100, true}, {513, 19, false}, {4096, 8, true},  {5000, 8, false},
-                          {9001, 3, true}, {40000, 1, true}, {8200, 45, true}, {4100, 70, false}};
 
 TEMPLATE_TEST_CASE("real scan, any length and number of channels, in pieces", "[scan]", float, double) {
   using T = TestType;
@@ -245,81 +182,6 @@ TEMPLATE_TEST_CASE("complex scan, any length and number of channels, in pieces",
   }
 }
 
-// --- averages in log space --------------------------------------------------------------------------------------------
-
-template <class T>
-void run_average(Inputs<T>& inputs, const Vector<T>& decay, const Vector<T>& bonus, Index begin, Index count,
-                 Workspace& workspace) {
-  const auto k = inputs.stream(0).rows(begin, count), v = inputs.stream(1).rows(begin, count);
-  const Token<const T> w(decay), b(bonus);
-  const auto elements = [&](Index t, const auto& read) SEQMIX_INLINE_LAMBDA {
-    return LogAverage::Step<Batch<T>>{read(w), read(b), read(k, t), read(v, t)};
-  };
-  workspace.poison();
-  scan<LogAverage>(elements, inputs.state_view(), inputs.output(1, begin, count), workspace);
-}
-
-TEMPLATE_TEST_CASE("running average, any length and number of channels, in pieces", "[scan]", float, double) {
-  using T = TestType;
-  Rng rng(test_seed);
-  Workspace workspace;
-  constexpr double decays[] = {-1e-7, -0.001, -0.1, -2, -50, -500, -infinity};
-  for (const auto& [length, channels, slow] : cases) {
-    for (const double spread : {1.0, 60.0}) {
-      Inputs<T> inputs(length, channels, 2, 3, 1, rng);
-      inputs.rows.leftCols(channels) *= T(spread);
-      if (length > 40) inputs.rows(40, 0) = -std::numeric_limits<T>::infinity();
-      const Vector<T> w =
-          Vector<T>::NullaryExpr(channels, [&, few = slow] { return T(decays[rng.integer(0, few ? 2 : 6)]); });
-      const Vector<T> bonus = Vector<T>::NullaryExpr(channels, [&] { return T(rng.normal()); });
-      inputs.state.setZero();
-      inputs.state.row(0).setConstant(log_average_empty<T>);
-      const Matrix<T> initial = inputs.state;
-      for (const bool pieces : {false, true}) {
-        INFO(length << " tokens of " << channels << " channels, spread " << spread << (pieces ? " in pieces" : ""));
-        inputs.state = initial;
-        if (pieces) {
-          const Index cut = length / 3;
-          run_average(inputs, w, bonus, 0, cut, workspace);
-          run_average(inputs, w, bonus, cut, length - cut, workspace);
-        } else {
-          run_average(inputs, w, bonus, 0, length, workspace);
-        }
-        Worst worst;
-        for (Index c = 0; c < channels; ++c) {
-          // Sums over e^p, the sum of the sizes of the numerator's terms, and the errors of both sums.
-          double p = -1e30, numerator = 0, denominator = 0, size = 0, error = 0, numerator_error = 0;
-          for (Index t = 0; t < length; ++t) {
-            const double k = double(inputs.stream(0)(t, c)), v = double(inputs.stream(1)(t, c));
-            const double now = std::max(p, double(bonus[c]) + k);
-            const double before = std::exp(p - now), current = std::exp(double(bonus[c]) + k - now);
-            const double below = before * denominator + current;
-            // Differences of exponents are rounded like the exponents.
-            const double exponents = std::min(std::abs(p), 1e4) + std::min(std::abs(k), 1e4);
-            const double reading = (16 + 2 * exponents) * u<T>, y = (before * numerator + current * v) / below;
-            const double above_error = before * numerator_error + reading * (before * size + current * std::abs(v));
-            worst.add(double(inputs.y(t, c)), y,
-                      (above_error + std::abs(y) * (before * error + reading * below)) / below + tiny<T>, t, c);
-            const double faded = std::max(p + double(w[c]), -1e300), next = std::max(faded, k);
-            const double fade = std::exp(faded - next), enter = std::exp(k - next);
-            numerator = fade * numerator + enter * v;
-            // Of the exponents p is the one that is added to again and again.
-            const double fading = 12 + 3 * exponents + 2 * std::min(-double(w[c]), 1e3);
-            const double entering = (12 + 2 * exponents) * u<T>;
-            error = fade * (error + fading * u<T> * denominator) + enter * entering;
-            numerator_error = fade * (numerator_error + fading * u<T> * size) + enter * std::abs(v) * entering;
-            size = fade * size + enter * std::abs(v);
-            denominator = fade * denominator + enter;
-            p = next;
-          }
-        }
-        INFO(worst.where);
-        CHECK(worst.excess <= 1);
-      }
-    }
-  }
-}
-
 // --- threads ----------------------------------------------------------------------------------------------------------
 
 TEST_CASE("scans give the same bits on any executor", "[scan]") {
@@ -332,9 +194,6 @@ TEST_CASE("scans give the same bits on any executor", "[scan]") {
       std::vector<Matrix<float>> results;
       const auto keep = [&](Inputs<float>& inputs) { results.push_back(inputs.y), results.push_back(inputs.state); };
       const Vector<float> w = Vector<float>::Constant(channels, -0.01f);
-      Inputs<float> averaged(length, channels, 2, 3, 1, rng);
-      averaged.state.row(2) = averaged.state.row(2).cwiseAbs();
-      run_average(averaged, w, w, 0, length, workspace), keep(averaged);
       Inputs<float> complex(length, channels, 3, 2, 2, rng), real(length, channels, 2, 1, 1, rng);
       complex.make_decays(0, slow, rng), real.make_decays(0, slow, rng);
       run_complex(complex, w, 0, length, workspace), keep(complex);

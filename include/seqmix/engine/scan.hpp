@@ -202,6 +202,15 @@ struct ScanRows {
 /// What a sweep leaves behind besides the state.
 enum class ScanTask { outputs, outputs_and_transitions, transitions };
 
+/// How many segments of time a scan is cut into: as many as make a machine busy, if they are long enough.
+template <class Policy, class T>
+constexpr Index scan_segments(Index length, Index channels) {
+  constexpr Index least_segment = 2048, busy_blocks = 16, block_channels = Policy::vectors * lanes<T>;
+  const Index blocks = (channels + block_channels - 1) / block_channels;
+  if (blocks == 0 || blocks > busy_blocks / 4) return 1;
+  return std::max<Index>(std::min(busy_blocks / blocks, length / least_segment), 1);
+}
+
 template <class Policy, class T, class Elements>
 class Scan {
  public:
@@ -213,7 +222,7 @@ class Scan {
         blocks_((channels_ + block_channels - 1) / block_channels) {}
 
   void run(Workspace& workspace) const {
-    const Index segments = segment_count();
+    const Index segments = scan_segments<Policy, T>(output_.length(), channels_);
     if (segments > 1) {
       run_segments(segments, workspace);
       return;
@@ -238,14 +247,7 @@ class Scan {
   static constexpr Index block_rows = 32;
   static constexpr Index state_rows = Policy::state_rows, output_rows = Policy::output_rows;
   static constexpr Index transition_rows = Policy::transition_rows;
-  static constexpr Index least_segment = 2048, busy_blocks = 16;
   static constexpr Index no_prefetch = -1;
-
-  /// As many segments as give `busy_blocks` pieces of work, if they are long enough.
-  Index segment_count() const {
-    if (blocks_ == 0 || blocks_ > busy_blocks / 4) return 1;
-    return std::max<Index>(std::min(busy_blocks / blocks_, output_.length() / least_segment), 1);
-  }
 
   /// Calls f(vectors, count, channel) for pieces of the block: all of it at once, or register by register at the end of the
   /// channels. vectors is an integral constant; count, of channels in the last register, is one where that is full.

@@ -2,7 +2,7 @@
 //
 //   Source    Peng et al. 2023, arXiv:2305.13048, sections 3.1 and 3.2; BlinkDL/RWKV-LM, RWKV-v4neo/math_demo/run.py
 //   Glossary  L length   D channels   C attention channels
-//   Engine    engine/scan.hpp with LogAverage
+//   Engine    engine/scan_log_average.hpp
 //   Size      a core, a layer, and the state that both share
 //
 // Core:   y_t = (sum over s < t of e^((t - 1 - s) w + k_s) v_s + e^(u + k_t) v_t) / (the same sums without v)
@@ -15,7 +15,7 @@
 #include <seqmix/core/mixer.hpp>
 #include <seqmix/core/parameters.hpp>
 #include <seqmix/core/random.hpp>
-#include <seqmix/engine/scan.hpp>
+#include <seqmix/engine/scan_log_average.hpp>
 #include <seqmix/parts/gate.hpp>
 #include <seqmix/parts/linear.hpp>
 #include <seqmix/parts/token_shift.hpp>
@@ -24,8 +24,8 @@ namespace seqmix::inline SEQMIX_ARCH {
 
 /// The WKV operator of RWKV-4 from and into `state` [3, C]: the rows p, numerator, denominator; p = log_average_empty and
 /// zeros before the first token. key, value, output [L, C], log_decay (<= 0, -infinity allowed) and bonus [C]. Any finite key
-/// is legal: no exponential is taken of it. O(L C) time, no scratch but for few channels. Allocates nothing once `workspace`
-/// is warm. Throws std::invalid_argument on shapes that do not fit and on results that overlap another argument.
+/// is legal. O(L C) time, O(C) scratch. Allocates nothing once `workspace` is warm. Throws std::invalid_argument on shapes that
+/// do not fit and on results that overlap another argument.
 template <std::floating_point T>
 void rwkv4(ConstSequence<T> key, ConstSequence<T> value, ConstToken<T> log_decay, ConstToken<T> bonus,
            Sequence<T> state, Sequence<T> output, Workspace& workspace) {
@@ -41,10 +41,7 @@ void rwkv4(ConstSequence<T> key, ConstSequence<T> value, ConstToken<T> log_decay
   };
   alone("key", key), alone("value", value), alone("log_decay", log_decay), alone("bonus", bonus);
   expect_disjoint("rwkv4", "output", output, "state", state);
-  const auto steps = [&](Index t, const auto& read) SEQMIX_INLINE_LAMBDA {
-    return LogAverage::Step<Batch<T>>{read(log_decay), read(bonus), read(key, t), read(value, t)};
-  };
-  scan<LogAverage>(steps, state, output, workspace);
+  log_average<T>({key, value, log_decay, bonus, state, output}, workspace);
 }
 
 /// The time-mixing layer of RWKV-4.
