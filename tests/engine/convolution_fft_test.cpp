@@ -13,6 +13,7 @@
 #include <seqmix/engine/convolution_fft.hpp>
 #include <stdexcept>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "support/allocations.hpp"
@@ -251,17 +252,21 @@ TEMPLATE_TEST_CASE("circular convolutions are products of discrete Fourier trans
 
 TEST_CASE("long convolutions give the same bits on any executor", "[convolution]") {
   Rng rng(test_seed);
-  const Matrix<float> filter = random_matrix<float>(2 * 37, 300, rng);
-  const auto convolution = LongConvolution<float>::causal("test", 37, 300, filter);
-  const Convolved<float> inputs(convolution, 300, 300, 0, rng);
-  Matrix<float> expected;
-  for (const auto& [name, executor] : all_executors()) {
-    INFO(name);
-    Workspace workspace(*executor);
-    Convolved<float> convolved = inputs;
-    convolved.run(convolution, workspace);
-    if (expected.size() == 0) expected = convolved.y;
-    CHECK(convolved.y == expected);
+  // Many channels are gathered, as many registers at once as there are threads for.
+  for (const auto& [channels, length] :
+       {std::pair(Index(37), Index(300)), std::pair(20 * lanes<float> + 3, Index(700))}) {
+    const Matrix<float> filter = random_matrix<float>(2 * channels, length, rng);
+    const auto convolution = LongConvolution<float>::causal("test", channels, length, filter);
+    const Convolved<float> inputs(convolution, length, length, 0, rng);
+    Matrix<float> expected;
+    for (const auto& [name, executor] : all_executors()) {
+      INFO(name);
+      Workspace workspace(*executor);
+      Convolved<float> convolved = inputs;
+      convolved.run(convolution, workspace);
+      if (expected.size() == 0) expected = convolved.y;
+      CHECK((convolved.y == expected));
+    }
   }
 }
 

@@ -14,6 +14,13 @@
 // Differs   from the authors' code in that sequences may be longer than filters, which have no taps after n; and in that there
 //           are no heads, which do not work there.
 //
+// Against the layer of softmax/softmax_attention.hpp, 768 channels, 12 heads, order 2 and filters as long as the sequence, one core
+// of an AMD Zen 3 (forward, float, microseconds for a token): no length is too short for Hyena, as both have four projections.
+//
+//   tokens      128   512   2048   8192   16384   65536
+//   Hyena        52    53     55     54      56      60
+//   attention    55    62     89    205     365    1329
+//
 // Rows of forward and prefill depend on later rows by rounding errors (engine/convolution_streaming.hpp) where filters have more
 // than a few dozen taps; those of steps do not.
 #pragma once
