@@ -60,7 +60,8 @@ struct Options {
 
 template <class T>
 struct Selective {
-  Selective(const Sizes& of, const Options& with, Rng& rng)
+  /// `mild` decays leave nothing but normal numbers.
+  Selective(const Sizes& of, const Options& with, Rng& rng, bool mild = false)
       : sizes(of),
         options(with),
         u_z(random_matrix<T>(of.length, 3 * of.channels + 1, rng)),
@@ -71,7 +72,7 @@ struct Selective {
         skip(random_matrix<T>(of.channels, 1, rng).col(0)),
         bias(random_matrix<T>(of.channels, 1, rng).col(0)) {
     constexpr double decays[] = {-1e-7, -0.02, -0.5, -1, -4, -16, -500, -infinity};
-    for (Index i = 0; i < decay.size(); ++i) decay.data()[i] = T(decays[rng.integer(0, 7)]);
+    for (Index i = 0; i < decay.size(); ++i) decay.data()[i] = T(decays[rng.integer(0, mild ? 4 : 7)]);
     // Without softplus time constants are positive all the same. (0 times infinity is no number.)
     if (!with.softplus) u_z.middleCols(of.channels, of.channels) = u_z.middleCols(of.channels, of.channels).cwiseAbs();
     if (!with.softplus) bias = bias.cwiseAbs();
@@ -150,12 +151,12 @@ TEMPLATE_TEST_CASE("selective scan, all options, any length, in pieces", "[scan]
                              {256, 8, 17, 1}, {1100, 8, 16, 1}, {2100, 70, 7, 1}, {300, 5, 4, 1}};
   const Options all_options[] = {
       {true, true, true, true}, {false, false, true, false}, {true, false, false, true}, {false, true, false, false}};
-  Index which = 0;
-  for (const auto& sizes : all_sizes) {
-    const auto& options = all_options[which++ % 4];
+  for (Index which = 0; which < 2 * Index(std::size(all_sizes)); ++which) {
+    const auto& sizes = all_sizes[which / 2];
+    const auto& options = all_options[which / 2 % 4];
     INFO(sizes.length << " tokens, " << sizes.channels << " channels, " << sizes.states << " states, " << sizes.groups
-                      << " groups, options " << (which - 1) % 4);
-    Selective<T> inputs(sizes, options, rng);
+                      << " groups, options " << which / 2 % 4);
+    Selective<T> inputs(sizes, options, rng, which % 2 == 0);
     const Matrix<T> initial = inputs.state;
     inputs.run(0, sizes.length, workspace);
     Worst worst = inputs.check(initial);
@@ -184,6 +185,25 @@ TEST_CASE("selective scan, states that grow", "[scan]") {
     inputs.run(0, length, workspace);
     for (Index t = 0; t < length; ++t) {
       for (Index c = 0; c < 8; ++c) CHECK(inputs.y(t, c) == std::numeric_limits<float>::infinity());
+    }
+  }
+}
+
+TEST_CASE("selective scan, a time constant or a decay that is no number", "[scan]") {
+  Rng rng(test_seed);
+  Workspace workspace;
+  for (const Index length : {40, 1100}) {
+    for (const bool of_decay : {false, true}) {
+      Selective<float> inputs({length, 20, 16, 1}, {false, false, false, true}, rng, true);
+      if (of_decay) {
+        inputs.decay(3, 5) = std::nanf("");
+      } else {
+        inputs.u_z(33, 20 + 3) = std::nanf("");
+      }
+      inputs.run(0, length, workspace);
+      for (Index t = 0; t < length; ++t) {
+        for (Index c = 0; c < 20; ++c) REQUIRE(std::isnan(inputs.y(t, c)) == (c == 3 && (of_decay || t >= 33)));
+      }
     }
   }
 }

@@ -178,18 +178,41 @@ std::vector<T> nan_values() {
   }
 }
 
-TEMPLATE_TEST_CASE("several decays at once are those one by one, to the bit", "[simd][math]", float, double) {
+TEMPLATE_TEST_CASE("several powers of products at once", "[simd][math]", float, double) {
   using T = TestType;
+  constexpr T infinity = std::numeric_limits<T>::infinity(), limit = sizeof(T) == 4 ? T(125) : T(1021);
+  constexpr Index width = lanes<T>;
   std::mt19937_64 random(7);
-  std::uniform_real_distribution<double> part(-1, 0.01), logarithm(-20, 9);
+  std::uniform_real_distribution<double> part(-1, 0.2), logarithm(-20, 9), factors(0.001, 3);
   for (int trial = 0; trial < 20000; ++trial) {
-    T given[2 * static_cast<std::size_t>(lanes<T>)], each[2 * static_cast<std::size_t>(lanes<T>)];
+    T given[2 * std::size_t(width)], each[2 * std::size_t(width)], normal[2 * std::size_t(width)];
     for (T& x : given) x = static_cast<T>(part(random) * std::exp(logarithm(random)));
-    if (trial == 0) given[0] = -std::numeric_limits<T>::infinity();
-    Batch<T> x[2] = {seqmix::load(given), seqmix::load(given + lanes<T>)};
-    seqmix::exp2_decay_each(x);
-    for (Index i = 0; i < 2; ++i) seqmix::store(each + i * lanes<T>, x[i]);
-    for (Index i = 0; i < 2 * lanes<T>; ++i) REQUIRE(each[i] == seqmix::exp2_decay(given[i]));
+    if (trial == 0) given[0] = -infinity, given[1] = infinity;
+    if (trial == 1) given[0] = 0, given[1] = std::numeric_limits<T>::quiet_NaN();
+    if (trial == 2) given[0] = T(-1e30), given[1] = T(1e30);
+    const T factor = static_cast<T>(factors(random));
+    Batch<T> x[2] = {seqmix::load(given), seqmix::load(given + width)};
+    seqmix::exp2_products_each(Batch<T>(factor), x);
+    for (Index i = 0; i < 2; ++i) seqmix::store(each + i * width, x[i]);
+    for (Index i = 0; i < 2; ++i) x[i] = seqmix::load(given + i * width);
+    seqmix::exp2_normal_products_each(Batch<T>(factor), x);
+    for (Index i = 0; i < 2; ++i) seqmix::store(normal + i * width, x[i]);
+    for (Index i = 0; i < 2 * width; ++i) {
+      INFO("2^(" << factor << " * " << given[i] << ") = " << each[i]);
+      const T product = factor * given[i];
+      if (std::isnan(product)) {
+        REQUIRE(std::isnan(each[i]));
+      } else if (!(std::abs(product) <= limit)) {
+        const T bound = limit + T(3);
+        if (product < -bound) REQUIRE(each[i] == 0);
+        if (product > bound) REQUIRE(each[i] == infinity);
+      } else {
+        // The product is rounded here, and may be there.
+        const T expected = seqmix::exp2(product), epsilon = std::numeric_limits<T>::epsilon();
+        REQUIRE(std::abs(each[i] - expected) <= (T(4) + std::abs(product)) * epsilon * expected);
+        REQUIRE(each[i] == normal[i]);
+      }
+    }
   }
 }
 

@@ -180,8 +180,9 @@ class SelectiveScan {
     }
   }
 
-  /// Some states of a register of channels over `rows` tokens of a tile, from token `begin` of the sequence on.
-  template <Index S>
+  /// Some states of a register of channels over `rows` tokens of a tile, from token `begin` of the sequence on; `normal` if
+  /// all decays are normal numbers.
+  template <Index S, bool normal>
   SEQMIX_ALWAYS_INLINE void sweep(const T* delta, const T* input, T* output, const T* decay, T* state, Index begin,
                                   Index rows, Index group, Index first_state) const {
     Batch<T> h[S];
@@ -194,9 +195,12 @@ class SelectiveScan {
       constexpr Index together = S % 2 == 0 ? 2 : 1;
       unroll<S / together>([&](auto pair) SEQMIX_INLINE_LAMBDA {
         Batch<T> fade[together];
-        unroll<together>(
-            [&](auto i) SEQMIX_INLINE_LAMBDA { fade[i] = bounded(d * load(decay + (pair * together + i) * width)); });
-        exp2_decay_each(fade);
+        unroll<together>([&](auto i) SEQMIX_INLINE_LAMBDA { fade[i] = load(decay + (pair * together + i) * width); });
+        if constexpr (normal) {
+          exp2_normal_products_each(d, fade);
+        } else {
+          exp2_products_each(d, fade);
+        }
         unroll<together>([&](auto i) SEQMIX_INLINE_LAMBDA {
           constexpr Index n = pair * together + i;
           h[n] = fma(fade[i], h[n], x * broadcast(b[n]));
@@ -213,6 +217,20 @@ class SelectiveScan {
     return min_propagating(exponent, broadcast(T(FloatFormat<T>::exponent_bias + 1)));
   }
 
+  /// Whether d A is an exponent of a normal power of two for `rows` tokens of a register of channels and all their states. Not
+  /// where one of them is no number.
+  SEQMIX_ALWAYS_INLINE bool all_normal(const T* delta, const T* decay, Index rows) const {
+    Batch<T> most = broadcast(T(0));
+    auto numbers = most <= broadcast(T(0));
+    for (Index n = 0; n < states_; ++n) {
+      const Batch<T> size = xsimd::abs(load(decay + n * width));
+      most = xsimd::max(most, size), numbers = numbers & (size <= most);
+    }
+    const Batch<T> limit = broadcast(T(FloatFormat<T>::exponent_bias - 2));
+    for (Index t = 0; t < rows; ++t) numbers = numbers & (most * xsimd::abs(load(delta + t * width)) <= limit);
+    return xsimd::all(numbers);
+  }
+
   /// States first .. last - 1 over `rows` tokens of a tile. decay, state: of the block, vector v's state n at
   /// (v * states + n) * width.
   void sweep_states(const Block& block, const Tile& tile, Index rows, T* sums, const T* decay, T* state, Index begin,
@@ -220,9 +238,14 @@ class SelectiveScan {
     for (Index v = 0; v < block.vectors(); ++v) {
       const T *delta = tile.delta + tile.at(v, 0), *input = tile.input + tile.at(v, 0);
       T* const output = sums + tile.at(v, 0);
+      const bool normal = all_normal(delta, decay + v * states_ * width, rows);
       const auto some = [&](auto count, Index n) SEQMIX_INLINE_LAMBDA {
         const Index at = (v * states_ + n) * width;
-        sweep<count>(delta, input, output, decay + at, state + at, begin, rows, block.group, n);
+        if (normal) {
+          sweep<count, true>(delta, input, output, decay + at, state + at, begin, rows, block.group, n);
+        } else {
+          sweep<count, false>(delta, input, output, decay + at, state + at, begin, rows, block.group, n);
+        }
       };
       Index n = first;
       for (; n + register_states <= last; n += register_states) {
@@ -406,7 +429,7 @@ class SelectiveScan {
 }  // namespace detail
 
 /// Scans all tokens from and into the state. O(L D N) time; scratch O(D N), and O(N) rows of D numbers for few channels.
-/// Allocates nothing once `workspace` is warm. exp(d A) is that of exp2_decay, of an argument rounded twice.
+/// Allocates nothing once `workspace` is warm. exp(d A) is that of exp2_products_each; of a few tokens that of exp2_decay, of an argument rounded twice.
 template <class T>
 void selective_scan(const SelectiveScanProblem<T>& problem, Workspace& workspace) {
   assert(problem.write.heads() > 0 && problem.output.channels() % problem.write.heads() == 0);
