@@ -5,15 +5,15 @@
 namespace seqmix::bench {
 namespace {
 
+const Index tokens = effort().longest_attention + 64;
+
 const bool registered = add_mixer<Synthesizer<float>>(
     "synthesizer",
-    {.channels = standard_channels,
-     .heads = standard_heads,
-     .max_length = effort().longest_attention + 64,
-     .hidden = standard_head_dim},
+    {.channels = standard_channels, .heads = standard_heads, .max_length = tokens, .hidden = standard_head_dim},
     {.quadratic = true,
      .core = [](Index length) { return work::causal_attention(length, 12, 12, 64); },
-     .core_step = [](Index context) { return work::attention_step(context, 12, 12, 64); }});
+     .core_step = [](Index context) { return work::attention_step(context, 12, 12, 64); },
+     .filters = tokens * (standard_head_dim + 1)});
 
 }  // namespace
 }  // namespace seqmix::bench

@@ -154,15 +154,20 @@ Counters counters_of(const Case& benchmark, const Timing& timing, int threads) {
   return counters;
 }
 
-/// Probes the peaks again where a family of benchmarks, that is a group and a subject, begins.
+/// Probes the peaks again where a group of benchmarks begins, and in it every few seconds.
 void probe_for(const Entry& entry) {
-  static std::map<int, std::string> last_family;
-  std::string& last = last_family[entry.threads];
-  const std::string group(part(entry.name, 0)), family = group + '/' + std::string(part(entry.name, 1));
+  struct Probed {
+    std::string group;
+    Clock::time_point when;
+  };
+  static std::map<int, Probed> all;
+  constexpr double often_enough = 5;
+  Probed& last = all[entry.threads];
+  const std::string group(part(entry.name, 0));
   peaks(entry.threads);
-  if (family == last) return;
-  if (group != "probe") probe_again(entry.threads, part(last, 0) != group);
-  last = family;
+  if (group == last.group && seconds_since(last.when) < often_enough) return;
+  if (group != "probe") probe_again(entry.threads, group != last.group);
+  last = {group, Clock::now()};
 }
 
 void run_entry(benchmark::State& state, const Entry& entry) {
@@ -281,9 +286,9 @@ bool has_argument(int argc, char** argv, std::string_view begin) {
 
 const Effort& effort() {
   static const Effort efforts[] = {
-      {"normal", 0.15, 3, 0.5, 1, 65536, 16384, 8192, 2048, 8192},
-      {"short", 0.002, 1, 0.5, 1, 512, 512, 512, 128, 2048},
-      {"full", 2, 9, 3, 2, 65536, 65536, 65536, 65536, 32768},
+      {"normal", 0.1, 3, 0.4, 1, 65536, 8192, 16384, 512, 8192},
+      {"short", 0.002, 1, 0.4, 1, 512, 512, 512, 128, 2048},
+      {"full", 2, 9, 3, 2, 65536, 65536, 65536, 0, 32768},
   };
   static const Effort& chosen = [&]() -> const Effort& {
     const char* const name = std::getenv("SEQMIX_BENCH_EFFORT");

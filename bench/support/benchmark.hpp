@@ -22,11 +22,12 @@ struct Effort {
   int least_runs;           // of them
   double long_seconds;      // once they have taken this long, fewer do:
   int least_long_runs;      // so many
-  Index longest;            // sequences of the comparison
-  Index longest_attention;  // the same for mixers that take quadratic time
-  Index longest_on_two;     // the same on two threads
-  Index longest_prefill;  // the same for prefill, which does what forward does, and before steps from a constant state
-  Index longest_core;     // sequences of the core functions
+  Index longest;            // sequences of the comparison: 128, 512, 2048 ... up to
+  Index longest_in_detail;  // this one, then only the longest, forward and on one thread
+  Index longest_attention;  // the longest for mixers that take quadratic time
+  Index prefill;            // the one to measure prefill with, which does what forward does, and steps from a constant
+                            // state, which cost the same everywhere; 0: all lengths
+  Index longest_core;       // sequences of the core functions
 };
 const Effort& effort();
 

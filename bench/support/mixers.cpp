@@ -1,6 +1,7 @@
 #include "support/mixers.hpp"
 
 #include <algorithm>
+#include <map>
 #include <tuple>
 
 #include "support/data.hpp"
@@ -34,18 +35,34 @@ std::shared_ptr<const Layer> layer_of(const EntryPointer& entry) {
   return layer;
 }
 
+/// At least `length` rows of what all mixers of so many channels are given; more of them begin with the same. Making them
+/// takes longer than many a benchmark, so the last are kept.
+std::shared_ptr<const Tensor> input_of(Index length, Index channels) {
+  static std::map<Index, std::shared_ptr<const Tensor>> inputs;
+  auto& input = inputs[channels];
+  if (!input || input->flat().length() < length) {
+    Rng rng(11);
+    input = std::make_shared<const Tensor>(length, 1, channels, -1.7, 1.7, rng);
+  }
+  return input;
+}
+
 /// What a benchmark of a layer works on.
 struct Data {
   Data(const EntryPointer& of, Index length, int threads)
-      : entry(of), layer(layer_of(of)), workspace(executor(threads)), y(length, 1, of->channels) {
-    Rng rng(11);
-    x = Tensor(length, 1, of->channels, -1.7, 1.7, rng);
-  }
+      : entry(of),
+        layer(layer_of(of)),
+        workspace(executor(threads)),
+        input(input_of(length, of->channels)),
+        x(input->flat().rows(0, length)),
+        y(length, 1, of->channels) {}
 
   EntryPointer entry;
   std::shared_ptr<const Layer> layer;
   Workspace workspace;
-  Tensor x, y;
+  std::shared_ptr<const Tensor> input;
+  Sequence<const float> x;
+  Tensor y;
   Layer::State state;
 };
 
@@ -64,14 +81,13 @@ void compare_with_steps(const Layer& layer, const Layer::State& state, Sequence<
 }
 
 /// Compares all of y = forward(x) with steps over its first rows and, unless that would take too long, its last.
-void check_sequence(const Layer& layer, const Tensor& x, const Tensor& y) {
-  const Sequence<const float> input = x.flat(), output = y.flat();
+void check_sequence(const Layer& layer, Sequence<const float> input, Sequence<const float> output) {
   expect_finite(output, "the output");
   if (!layer.recurrent()) return;
   const Index length = input.length();
   compare_with_steps(layer, layer.initial_state(), input, output, 0, std::min<Index>(length, 16),
                      "stepping at the start");
-  if (length > 16 && length <= 8192) {
+  if (length > 16 && length <= 2048) {
     Workspace workspace(executor(thread_counts().back()));
     const auto state = layer.initial_state();
     Tensor scratch(length - 8, 1, input.channels());
@@ -90,11 +106,11 @@ Case sequence(const EntryPointer& entry, Index length, int threads, bool with_st
   Case result;
   if (with_state) {
     result.prepare = [data] { data->state = data->layer->initial_state(); };
-    result.run = [data] { data->layer->prefill(data->state, data->x.flat(), data->y.flat(), data->workspace); };
+    result.run = [data] { data->layer->prefill(data->state, data->x, data->y.flat(), data->workspace); };
   } else {
-    result.run = [data] { data->layer->forward(data->x.flat(), data->y.flat(), data->workspace); };
+    result.run = [data] { data->layer->forward(data->x, data->y.flat(), data->workspace); };
   }
-  result.check = [data] { check_sequence(*data->layer, data->x, data->y); };
+  result.check = [data] { check_sequence(*data->layer, data->x, data->y.flat()); };
   result.work = projections(*data, length);
   if (entry->traits.core) {
     const Work core = entry->traits.core(length);
@@ -116,7 +132,7 @@ Layer::State state_after(const EntryPointer& entry, Index context) {
     state = nullptr;
     Data data(entry, context, thread_counts().back());
     state = data.layer->initial_state();
-    data.layer->prefill(state, data.x.flat(), data.y.flat(), data.workspace);
+    data.layer->prefill(state, data.x, data.y.flat(), data.workspace);
     last = {entry, context};
   }
   return state;
@@ -131,9 +147,7 @@ Case next_token(const EntryPointer& entry, Index context, int threads) {
   const bool grows = entry->growth != StateGrowth::constant;
   const Index steps_per_copy = grows ? std::max<Index>(8, context / 32) : PTRDIFF_MAX;
   const auto steps = std::make_shared<Index>(steps_per_copy);
-  const auto row = [data](Index t) {
-    return Token<const float>(data->x.flat().row(t % rows), data->x.flat().channels());
-  };
+  const auto row = [data](Index t) { return Token<const float>(data->x.row(t % rows), data->x.channels()); };
   const auto output = [data] { return Token<float>(data->y.flat().row(0), data->y.flat().channels()); };
 
   Case result;
@@ -148,9 +162,9 @@ Case next_token(const EntryPointer& entry, Index context, int threads) {
   result.check = [=, &layer] {
     const auto state = layer.copy(saved);
     Tensor several(8, 1, entry->channels);
-    layer.prefill(state, std::as_const(data->x).flat().rows(0, 8), several.flat(), data->workspace);
+    layer.prefill(state, data->x.rows(0, 8), several.flat(), data->workspace);
     expect_finite(several.flat(), "the output");
-    compare_with_steps(layer, layer.copy(saved), data->x.flat(), several.flat(), 0, 8, "stepping");
+    compare_with_steps(layer, layer.copy(saved), data->x, several.flat(), 0, 8, "stepping");
   };
   result.tokens = 1;
   result.state_bytes = layer.state_bytes(saved);
@@ -164,14 +178,17 @@ Case next_token(const EntryPointer& entry, Index context, int threads) {
   result.work.footprint_bytes = 4.0 * double(projected(*data)) + state_bytes;
   result.work.resident_bytes = result.work.footprint_bytes + (grows ? 0.0 : state_bytes);
   if (grows) result.key_value_bytes = double(result.state_bytes);
+  if (!grows) result.counters["constant_state"] = 1;
   result.workspace_bytes = [data] { return data->workspace.capacity_bytes(); };
   return result;
 }
 
-/// 128, 512, 2048 ... and the longest.
+/// 128, 512, 2048 ... to where the comparison goes into detail, and the longest.
 std::vector<Index> lengths_up_to(Index longest) {
   std::vector<Index> lengths;
-  for (Index length = 128; length < longest; length *= 4) lengths.push_back(length);
+  for (Index length = 128; length <= effort().longest_in_detail && length < longest; length *= 4) {
+    lengths.push_back(length);
+  }
   lengths.push_back(longest);
   return lengths;
 }
@@ -182,21 +199,23 @@ void add_layer(const std::string& name, Index channels, bool recurrent, StateGro
                const std::function<std::unique_ptr<Layer>()>& make) {
   const auto entry = std::make_shared<const Entry>(Entry{name, channels, growth, traits, make});
   const std::string middle = "/" + name + "/channels:" + std::to_string(channels);
-  for (const Index length : lengths_up_to(traits.quadratic ? effort().longest_attention : effort().longest)) {
+  const Index longest = traits.quadratic ? effort().longest_attention : effort().longest;
+  for (const Index length : lengths_up_to(std::min(longest, traits.longest))) {
     const std::string end = middle + "/length:" + std::to_string(length);
     const auto forward = [=](int threads) { return sequence(entry, length, threads, false); };
-    if (length <= effort().longest_on_two) {
+    const bool in_detail = length <= effort().longest_in_detail;
+    if (in_detail) {
       add_benchmark("forward" + end, forward);
     } else {
       add_benchmark("forward" + end, 1, [=] { return forward(1); });
     }
     if (!recurrent) continue;
-    if (length <= effort().longest_prefill) {
-      add_benchmark("prefill" + end, [=](int threads) { return sequence(entry, length, threads, true); });
+    const bool chosen = effort().prefill == 0 || length == effort().prefill;
+    if (chosen) add_benchmark("prefill" + end, 1, [=] { return sequence(entry, length, 1, true); });
+    if (growth == StateGrowth::constant ? chosen : in_detail) {
+      add_benchmark("step" + middle + "/context:" + std::to_string(length),
+                    [=](int threads) { return next_token(entry, length, threads); });
     }
-    if (growth == StateGrowth::constant && length > effort().longest_prefill) continue;
-    add_benchmark("step" + middle + "/context:" + std::to_string(length),
-                  [=](int threads) { return next_token(entry, length, threads); });
   }
 }
 

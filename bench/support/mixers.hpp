@@ -45,6 +45,7 @@ class Layer {
 /// What the Mixer concept doesn't tell. All members may be left out.
 struct MixerTraits {
   bool quadratic = false;  // time grows with the square of the length: measured up to Effort::longest_attention only
+  Index longest = PTRDIFF_MAX;                        // sequences that it takes
   std::function<Work(Index length)> core = {};        // minimum work between the projections; without it, none counts
   std::function<Work(Index context)> core_step = {};  // the same for a step, without its state
   Index filters = 0;  // parameters that no token is multiplied with: what filters are made of, before any sequence
