@@ -1,10 +1,13 @@
 // Mamba-2: the core function and the layer.
+#include <catch2/catch_test_macros.hpp>
 #include <cmath>
+#include <limits>
 #include <seqmix/ssm/mamba2.hpp>
 
 #include "support/recurrence_golden.hpp"
 #include "support/recurrence_reference.hpp"
 #include "support/registry.hpp"
+#include "support/scalars.hpp"
 
 namespace seqmix::test {
 namespace {
@@ -281,6 +284,64 @@ struct ExtremeMamba2Tests : Mamba2Tests {
 
 const MixerRegistration<Mamba2Tests> mixer;
 const MixerRegistration<ExtremeMamba2Tests> extreme_mixer;
+
+/// Tokens that take no time, which neither decay nor write, at rates of -infinity too.
+template <class T>
+void check_no_time(bool softplus) {
+  if constexpr (scalar_tested<T>) {
+    constexpr Index length = 150, heads = 5, head_dim = 9, states = 7;
+    constexpr double infinity = std::numeric_limits<double>::infinity(), rates[heads] = {-infinity, -500, -1, -1e-7, 0};
+    Rng rng(9);
+    const auto stream = [&](Index channels) { return normal_matrix<T>(length, channels, 1.0, rng); };
+    const Matrix<T> x = stream(heads * head_dim), b = stream(states), c = stream(states);
+    Matrix<T> dt = stream(heads).cwiseAbs(), y(length, heads * head_dim), expected = y;
+    for (Index i = 0; i < dt.size(); ++i) {
+      // softplus(-1000) is 0.
+      if (i % 3 != 1) dt.data()[i] = softplus ? T(-1000) : T(0);
+    }
+    const Vector<T> a = Vector<T>::NullaryExpr(heads, [&](Index h) { return T(rates[h]); });
+    const Matrix<T> initial = normal_matrix<T>(heads, states * head_dim, 1.0, rng);
+    Matrix<double> memory = initial.template cast<double>();
+    for (Index t = 0; t < length; ++t) {
+      for (Index h = 0; h < heads; ++h) {
+        const double given = double(dt(t, h)), step = softplus ? std::log1p(std::exp(given)) : given;
+        const double decay = step == 0 ? 1 : std::exp(step * rates[h]);
+        for (Index p = 0; p < head_dim; ++p) {
+          double sum = 0;
+          for (Index n = 0; n < states; ++n) {
+            double& cell = memory(h, n * head_dim + p);
+            cell = decay * cell + step * double(b(t, n)) * double(x(t, h * head_dim + p));
+            sum += double(c(t, n)) * cell;
+          }
+          expected(t, h * head_dim + p) = T(sum);
+        }
+      }
+    }
+    Workspace workspace;
+    for (const Index piece : {Index(1), Index(37), length}) {
+      Matrix<T> kept = initial;
+      y.setConstant(std::numeric_limits<T>::quiet_NaN());
+      for (Index begin = 0; begin < length; begin += piece) {
+        const Index count = std::min(piece, length - begin);
+        const auto rows = [&](const auto& of, Index of_heads) { return of.rows(begin, count).heads(of_heads); };
+        mamba2<T>(rows(ConstSequence<T>(x), heads), ConstSequence<T>(dt).rows(begin, count),
+                  rows(ConstSequence<T>(b), 1), rows(ConstSequence<T>(c), 1), {}, {.a = a, .dt_softplus = softplus},
+                  {kept.data(), heads, states, head_dim}, rows(Sequence<T>(y), heads), workspace);
+      }
+      INFO("pieces of " << piece << (softplus ? ", softplus" : ""));
+      const T most = T(std::is_same_v<T, float> ? 1e-5 : 1e-13) * expected.cwiseAbs().maxCoeff();
+      CHECK((y - expected).cwiseAbs().maxCoeff() <= most);
+      CHECK((kept - memory.template cast<T>()).cwiseAbs().maxCoeff() <= most);
+    }
+  }
+}
+
+TEST_CASE("mamba2: no time, no decay", "[mamba2]") {
+  for (const bool softplus : {false, true}) {
+    check_no_time<float>(softplus);
+    check_no_time<double>(softplus);
+  }
+}
 
 }  // namespace
 }  // namespace seqmix::test
