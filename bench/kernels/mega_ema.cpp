@@ -9,19 +9,26 @@
 namespace seqmix::bench {
 namespace {
 
-constexpr Index channels = 768, averages = 16;
+constexpr Index all_channels = 768, convolved_channels = 64, averages = 16;
 
+/// `convolves` whole sequences, instead of averaging token by token.
 struct Data {
-  Data(Index length, int threads)
-      : x(length, 1, channels, -1, 1, rng),
+  Data(Index length, Index of_channels, bool of_convolves, int threads)
+      : channels(of_channels),
+        convolves(of_convolves),
+        x(length, 1, channels, -1, 1, rng),
         y(length, 1, channels),
         weights(MegaEma<float>::random_weights({.channels = channels, .averages = averages}, rng)),
-        mixer({.channels = channels, .averages = averages}, weights),
+        mixer({.channels = channels, .averages = averages, .convolution_length = convolves ? length : 0}, weights),
         state(mixer.initial_state()),
         workspace(executor(threads)) {}
 
   void run(Index begin, Index count) {
-    mixer.prefill(state, x.flat().rows(begin, count), y.flat().rows(begin, count), workspace);
+    if (convolves) {
+      mixer.convolve(x.flat(), y.flat(), workspace);
+    } else {
+      mixer.prefill(state, x.flat().rows(begin, count), y.flat().rows(begin, count), workspace);
+    }
   }
 
   void clear() { state = mixer.initial_state(); }
@@ -51,6 +58,8 @@ struct Data {
 
   Index state_bytes() const { return Index(state.memory.size() * sizeof(float)); }
 
+  Index channels;
+  bool convolves;
   Rng rng{5};
   Tensor x, y;
   MegaEma<float>::Weights weights;
@@ -59,19 +68,24 @@ struct Data {
   Workspace workspace;
 };
 
-Work step_work() {
-  Work work = work::damped_averages(1, channels, averages);
-  work.streamed_bytes = 0;
-  work.footprint_bytes = 4.0 * channels * averages * (1 + 3);  // the state, and the coefficients
-  work.resident_bytes = 4.0 * channels * averages * (2 + 3);
-  return work;
-}
-
-const auto make = [](Index tokens, int threads) { return std::make_shared<Data>(tokens, threads); };
-const bool registered =
-    add_core_sequences("mega_ema", make,
-                       [](Index length) { return work::damped_averages(length, channels, averages); }) &&
-    add_core_step("mega_ema", make, step_work(), 64);
+const bool registered = [] {
+  Work step = work::damped_averages(1, all_channels, averages);
+  step.streamed_bytes = 0;
+  step.footprint_bytes = 4.0 * all_channels * averages * (1 + 3);  // the state, and the coefficients
+  step.resident_bytes = 4.0 * all_channels * averages * (2 + 3);
+  const auto make = [](Index tokens, int threads) {
+    return std::make_shared<Data>(tokens, all_channels, false, threads);
+  };
+  const auto whole = [](Index length) { return work::damped_averages(length, all_channels, averages); };
+  const auto convolved = [](Index tokens, int threads) {
+    return std::make_shared<Data>(tokens, convolved_channels, true, threads);
+  };
+  const auto convolution = [](Index length) {
+    return work::long_convolution(length, convolved_channels) + Work{.exps = double(length * convolved_channels)};
+  };
+  return add_core_sequences("mega_ema", make, whole) && add_core_step("mega_ema", make, step, 64) &&
+         add_core_sequences("mega_ema/convolve/channels:64", convolved, convolution);
+}();
 
 }  // namespace
 }  // namespace seqmix::bench

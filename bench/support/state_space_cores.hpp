@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 #include <seqmix/parts/state_space.hpp>
+#include <seqmix/parts/state_space_convolution.hpp>
 #include <string>
 
 #include "support/cores.hpp"
@@ -12,10 +13,10 @@
 namespace seqmix::bench {
 
 /// Core is S4Core or S4dCore, a template of the scalar.
-template <template <class> class Core>
+template <template <class> class Core, Index of_channels = 768>
 class StateSpaceData {
  public:
-  static constexpr Index channels = 768, modes = 32;
+  static constexpr Index channels = of_channels, modes = 32;
 
   StateSpaceData(Index length, int threads)
       : workspace(executor(threads)),
@@ -54,7 +55,7 @@ class StateSpaceData {
 
   Workspace workspace;
 
- private:
+ protected:
   static StateSpaceConfig config(Index of) { return {.channels = of, .modes = modes}; }
 
   /// The parameters of three channels, in double.
@@ -82,6 +83,25 @@ class StateSpaceData {
   Buffer<float> state_;
 };
 
+/// The same by convolution with its kernel, which is made beforehand: so there are fewer channels.
+template <template <class> class Core>
+class StateSpaceConvolved : public StateSpaceData<Core, 64> {
+ public:
+  using Base = StateSpaceData<Core, 64>;
+
+  StateSpaceConvolved(Index length, int threads)
+      : Base(length, threads),
+        convolution_("state_space_convolution", Base::channels, this->core_.kernel(length), this->weights_.d,
+                     Direction::causal) {}
+
+  void run(Index begin, Index count) {
+    convolution_.run(this->x_.flat().rows(begin, count), this->y_.flat().rows(begin, count), this->workspace);
+  }
+
+ private:
+  StateSpaceConvolution<float> convolution_;
+};
+
 /// Registers a core that takes `flops` operations for every mode and `numbers` coefficients.
 template <template <class> class Core>
 bool add_state_space(const std::string& name, double flops, double numbers) {
@@ -95,7 +115,14 @@ bool add_state_space(const std::string& name, double flops, double numbers) {
   step.streamed_bytes = 0;
   step.footprint_bytes = 4.0 * Data::channels * Data::modes * (2 + numbers);  // the state, and the coefficients
   step.resident_bytes = 4.0 * Data::channels * Data::modes * (4 + numbers);
-  return add_core_sequences(name, make, whole) && add_core_step(name, make, step, 64);
+  const auto convolved = [](Index tokens, int threads) {
+    return std::make_shared<StateSpaceConvolved<Core>>(tokens, threads);
+  };
+  const auto convolution = [](Index length) {
+    return work::long_convolution(length, StateSpaceConvolved<Core>::channels);
+  };
+  return add_core_sequences(name, make, whole) && add_core_step(name, make, step, 64) &&
+         add_core_sequences(name + "/convolve/channels:64", convolved, convolution);
 }
 
 }  // namespace seqmix::bench

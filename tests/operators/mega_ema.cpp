@@ -3,6 +3,7 @@
 #include <seqmix/recurrent/mega_ema.hpp>
 
 #include "support/golden.hpp"
+#include "support/long_sequences.hpp"
 #include "support/reference.hpp"
 #include "support/registry.hpp"
 
@@ -114,6 +115,45 @@ struct MegaEmaTests {
 
 const MixerRegistration<MegaEmaTests<Direction::causal>> causal;
 const MixerRegistration<MegaEmaTests<Direction::bidirectional>> bidirectional;
+
+template <class T, Direction way>
+void check_convolutions() {
+  if constexpr (scalar_tested<T>) {
+    check_convolution<MegaEma<T, way>>({.channels = 11, .averages = 3});
+    check_convolution<MegaEma<T, way>>({.channels = 5, .averages = 2, .truncation = 40});
+    // Against the equations, decays from nearly 0 to 1 - 1e-9.
+    using Tests = MegaEmaTests<way>;
+    for (const Index truncation : {Index(0), Index(7)}) {
+      const typename MegaEma<double, way>::Config config{.channels = 6, .averages = 3, .truncation = truncation};
+      Rng rng(8);
+      const auto weights = Tests::weights(config, rng);
+      const Matrixd x = normal_matrix<double>(400, 6, 1.0, rng), expected = Tests::reference(config, weights, x);
+      typename MegaEma<T, way>::Weights rounded;
+      rounded.delta = weights.delta.template cast<T>(), rounded.alpha = weights.alpha.template cast<T>();
+      rounded.beta = weights.beta.template cast<T>(), rounded.gamma = weights.gamma.template cast<T>();
+      rounded.omega = weights.omega.template cast<T>();
+      const MegaEma<T, way> mixer({6, 3, truncation, 400}, rounded);
+      const Matrix<T> input = x.template cast<T>();
+      Matrix<T> y(400, 6);
+      Workspace workspace;
+      mixer.convolve(input, y, workspace);
+      const double largest = expected.cwiseAbs().maxCoeff();
+      CHECK((y.template cast<double>() - expected).cwiseAbs().maxCoeff() <= ten_times_golden<T> / 10 * largest);
+    }
+  }
+}
+
+TEST_CASE("mega_ema: the convolution with the kernel gives what the scan gives", "[mega_ema]") {
+  check_convolutions<float, Direction::causal>();
+  check_convolutions<double, Direction::causal>();
+  check_convolutions<float, Direction::bidirectional>();
+  check_convolutions<double, Direction::bidirectional>();
+}
+
+TEST_CASE("mega_ema: steps through many tokens give what the scan gives", "[mega_ema]") {
+  check_long_steps<MegaEma<float>>({.channels = 3, .averages = 4});
+  check_long_steps<MegaEma<double>>({.channels = 3, .averages = 4});
+}
 
 }  // namespace
 }  // namespace seqmix::test

@@ -3,14 +3,15 @@
 //   Source    Ma et al. 2022, arXiv:2209.10655, section 3.1; facebookresearch/mega,
 //             fairseq/modules/exponential_moving_average.py
 //   Glossary  L length   D channels   N averages of each channel   T truncation
-//   Engine    engine/scan_time_invariant.hpp with real states; engine/convolution.hpp where truncated
+//   Engine    engine/scan_time_invariant.hpp with real states; engine/convolution.hpp where truncated; convolutions with the
+//             whole kernel (parts/state_space_convolution.hpp) where asked for
 //
 //   p = sigmoid(delta),   q = 1 - p sigmoid(alpha),   h_t = q h_{t-1} + p beta x_t,
 //   y_t = silu(N^-1/2 sum_n gamma_n h_t[n] + omega x_t)
 //
 // Bidirectional: twice the rows of parameters; those of the second half average from the end to the beginning. Both see the
 // current token. Truncated: the averages forget what is T tokens ago or longer, so that the sums are a convolution with
-// N^-1/2 sum_n gamma_n p beta q^l, l < T.
+// the kernel K_l = N^-1/2 sum_n gamma_n p beta q^l, l < T.
 // Differs   from the authors' code in that a truncated step truncates too, from a state of the last T - 1 inputs.
 #pragma once
 
@@ -21,6 +22,7 @@
 #include <seqmix/engine/convolution.hpp>
 #include <seqmix/engine/scan_time_invariant.hpp>
 #include <seqmix/parts/gate.hpp>
+#include <seqmix/parts/state_space_convolution.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
 
@@ -34,8 +36,9 @@ class MegaEma : public RecurrentMixerBase<MegaEma<T, way>, T> {
 
   struct Config {
     Index channels = 0;
-    Index averages = 16;   ///< N
-    Index truncation = 0;  ///< T; 0 means none
+    Index averages = 16;           ///< N
+    Index truncation = 0;          ///< T; 0 means none
+    Index convolution_length = 0;  ///< longest sequence that convolve takes; 0: none
   };
 
   /// D' = D, or 2 D if bidirectional.
@@ -74,6 +77,7 @@ class MegaEma : public RecurrentMixerBase<MegaEma<T, way>, T> {
     expect_tensor(name, "beta", {rows * N, 1}, weights.beta);
     expect_tensor(name, "gamma", {rows, N}, weights.gamma);
     expect_tensor(name, "omega", {D}, weights.omega);
+    Matrix<double> kernels[directions];
     for (Index d = 0; d < directions; ++d) {
       Averages& to = averages_[d];
       Matrix<double> change(D, N), input(D, N), output(D, N);
@@ -84,23 +88,21 @@ class MegaEma : public RecurrentMixerBase<MegaEma<T, way>, T> {
         input.data()[i] = p * double(weights.beta.data()[from]);
         output.data()[i] = double(weights.gamma.data()[from]) / std::sqrt(double(N));
       }
+      // One tap more: see whole_kernel.
+      if (config.convolution_length > 0) kernels[d] = kernel(change, input, output, config.convolution_length + 1);
       const Vector<T> skip = d == 0 ? weights.omega : Vector<T>(Vector<T>::Zero(D));
       if (config.truncation > 0) {
-        Matrix<double> kernel = Matrix<double>::Zero(D, config.truncation);
-        for (Index h = 0; h < D; ++h) {
-          for (Index n = 0; n < N; ++n) {
-            const double log_decay = std::log1p(change(h, n)), first = input(h, n) * output(h, n);
-            for (Index l = 0; l < config.truncation; ++l) {
-              kernel(h, l) += first * (l == 0 ? 1 : std::exp(double(l) * log_decay));
-            }
-          }
-          kernel(h, 0) += double(skip[h]);
-        }
-        to.convolution = CausalConvolution<T>(name, D, kernel);
+        Matrix<double> taps = kernel(change, input, output, config.truncation);
+        taps.col(0) += skip.template cast<double>();
+        to.convolution = CausalConvolution<T>(name, D, taps);
       } else {
         const auto numbers = [](const Matrix<double>& of) -> ComplexMatrix<T> { return {of.template cast<T>(), {}}; };
         to.system = DiagonalSystem<T, false>(name, numbers(change), numbers(input), numbers(output), skip);
       }
+    }
+    if (config.convolution_length > 0) {
+      const Matrix<T> omega = weights.omega.transpose();
+      convolution_ = StateSpaceConvolution<T>(name, D, whole_kernel(kernels), omega, way);
     }
   }
 
@@ -154,6 +156,18 @@ class MegaEma : public RecurrentMixerBase<MegaEma<T, way>, T> {
     }
   }
 
+  /// forward as a convolution with the kernel: the same up to rounding, which depends on all tokens where there are more than
+  /// a few dozen. x, y [L, D], L up to config.convolution_length. O(L D log(L)) time. Allocates nothing once `workspace` is
+  /// warm. Throws std::invalid_argument on wrong shapes, on overlapping views, and on longer sequences.
+  void convolve(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) const {
+    internal::expect_input_output<T>(name, channels(), x, y);
+    expect(x.length() <= convolution_.length(), name, "x", "is longer than config.convolution_length");
+    if (x.length() == 0) return;
+    const auto frame = workspace.frame();
+    convolution_.run(x, y, workspace);
+    workspace.for_row_blocks(y.length(), [&](Index begin, Index count) { apply_silu(y.rows(begin, count)); });
+  }
+
   /// The empty state: D N zeros, or (T - 1) D.
   State initial_state() const
     requires(way == Direction::causal)
@@ -190,6 +204,34 @@ class MegaEma : public RecurrentMixerBase<MegaEma<T, way>, T> {
   static void check(const Config& config) {
     expect(config.channels > 0 && config.averages > 0, name, "config.channels", "must be positive, as must averages");
     expect(config.truncation >= 0, name, "config.truncation", "must not be negative");
+    expect(config.convolution_length >= 0, name, "config.convolution_length", "must not be negative");
+  }
+
+  /// K [D, length] of one direction; zeros from T on where truncated.
+  Matrix<double> kernel(const Matrix<double>& change, const Matrix<double>& input, const Matrix<double>& output,
+                        Index length) const {
+    Matrix<double> taps = Matrix<double>::Zero(change.rows(), length);
+    const Index kept = config_.truncation > 0 ? std::min(config_.truncation, length) : length;
+    for (Index h = 0; h < change.rows(); ++h) {
+      for (Index n = 0; n < change.cols(); ++n) {
+        const double log_decay = std::log1p(change(h, n)), first = input(h, n) * output(h, n);
+        for (Index l = 0; l < kept; ++l) taps(h, l) += first * (l == 0 ? 1 : std::exp(double(l) * log_decay));
+      }
+    }
+    return taps;
+  }
+
+  /// The kernels [D, length + 1] of the directions as [D', length]. That of the second direction begins at the current token,
+  /// which the first one's takes over, so that it begins at the next.
+  static Matrix<double> whole_kernel(Matrix<double> (&kernels)[directions]) {
+    const Index D = kernels[0].rows(), length = kernels[0].cols() - 1;
+    Matrix<double> result(D * directions, length);
+    result.topRows(D) = kernels[0].leftCols(length);
+    if constexpr (way == Direction::bidirectional) {
+      result.col(0).head(D) += kernels[1].col(0);
+      result.bottomRows(D) = kernels[1].rightCols(length);
+    }
+    return result;
   }
 
   static double logistic(T x) { return 1 / (1 + std::exp(-double(x))); }
@@ -209,6 +251,7 @@ class MegaEma : public RecurrentMixerBase<MegaEma<T, way>, T> {
 
   Config config_;
   Averages averages_[directions];
+  StateSpaceConvolution<T> convolution_;
 };
 
 static_assert(RecurrentMixer<MegaEma<float>>);
