@@ -92,15 +92,22 @@ void linear_recurrence_shared_memory(const LinearRecurrenceProblem<T, Decay, Rea
 template <class T>
 void expect_shared_heads(std::string_view operation, std::string_view name, const HeadSequence<const T>& view,
                          Index channels, const MemoryView<T>& memory, const HeadSequence<T>& output) {
-  // The message is put together only where there is something wrong: it allocates.
-  if (view.heads() <= 0 || memory.heads() % view.heads() != 0) [[unlikely]] {
+  // Steps wait for this, and a recurrence has many streams: a division, a shape or a call for each would take longer than all
+  // the rest. Messages are put together only where there is something wrong: they allocate.
+  if (view.heads() <= 0 || (view.heads() != memory.heads() && memory.heads() % view.heads() != 0)) [[unlikely]] {
     internal::throw_invalid(operation, name,
                             "has " + std::to_string(view.heads()) + " heads, which do not divide the " +
                                 std::to_string(memory.heads()) + " heads of the memory");
   }
-  expect_shape(operation, name, {output.length(), view.heads(), channels}, view);
-  expect_disjoint(operation, "output", output, name, view);
-  expect_disjoint(operation, "memory", memory, name, view);
+  if (view.length() != output.length() || view.head_dim() != channels) [[unlikely]] {
+    expect_shape(operation, name, {output.length(), view.heads(), channels}, view);
+  }
+  using internal::extent_of;
+  const internal::Extent extent = extent_of(view);
+  if (may_overlap(extent_of(output), extent) || may_overlap(extent_of(memory), extent)) [[unlikely]] {
+    expect_disjoint(operation, "output", output, name, view);
+    expect_disjoint(operation, "memory", memory, name, view);
+  }
 }
 
 /// The same for a view of one number for each token and head, [L, heads'].

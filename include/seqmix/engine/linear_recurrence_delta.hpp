@@ -320,11 +320,12 @@ SEQMIX_ALWAYS_INLINE void sweep_panel(const DeltaCoefficients<T, Tokens, low_ran
 }
 
 /// Takes `Vectors` vectors of every row of a memory in place over one token. With columns >= 0, Vectors is 1 and only that
-/// many columns exist.
+/// many columns exist. `upcoming` are the same vectors of what is swept next: they are asked for while the second pass, which
+/// has most to calculate, goes over the first-level cache.
 template <Index Vectors, bool decays, class T, bool low_rank>
 SEQMIX_ALWAYS_INLINE void sweep_in_place(const DeltaCoefficients<T, 1, low_rank>& coefficients, Index key_dim,
                                          T* memory, Index row_stride, const T* value, T* output, T output_scale,
-                                         Index columns) {
+                                         Index columns, const T* upcoming) {
   using Coefficients = DeltaCoefficients<T, 1, low_rank>;
   constexpr Index width = lanes<T>, sources = Coefficients::sources, row_vectors = Coefficients::row_vectors;
   const auto read = [&](const T* source) SEQMIX_INLINE_LAMBDA -> Batch<T> {
@@ -337,6 +338,7 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const DeltaCoefficients<T, 1, low_rank>
       store_partial(destination, x, columns);
     }
   };
+  constexpr Index line = Index(memory_alignment / sizeof(T));
   // Both products with the memory as it was are taken in one pass, so that the other one has registers for the sources. Narrow
   // sweeps have two chains of additions for each, which hide their latency.
   constexpr Index chains = Vectors < 4 ? 2 : 1;
@@ -375,27 +377,34 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const DeltaCoefficients<T, 1, low_rank>
     o[0][b] += chains == 1 ? queried[0][b] : queried[0][b] + queried[chains - 1][b];
     write(output + b * width, o[0][b] * broadcast(output_scale));
   });
-  for (Index i = 0; i < key_dim; i += width) {
-    const T* coefficient = coefficients.rows + i * row_vectors;
-    T* row = memory + i * row_stride;
-    for (Index r = 0; r < std::min(width, key_dim - i); ++r, ++coefficient, row += row_stride) {
-      const Batch<T> d = broadcast(coefficient[0]);
-      Batch<T> source[sources];
-      unroll<sources>([&](auto j) SEQMIX_INLINE_LAMBDA { source[j] = broadcast(coefficient[(1 + j) * width]); });
-      unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
-        Batch<T> m = read(row + b * width);
-        if constexpr (decays) {
-          // Rounded once, with what is added: see linear_recurrence_fading.hpp.
-          Batch<T> added = source[0] * x[0][b];
-          unroll<sources - 1>([&](auto j) SEQMIX_INLINE_LAMBDA { added = fma(source[j + 1], x[j + 1][b], added); });
-          m = fma(m, d, added);
-        } else {
-          unroll<sources>([&](auto j) SEQMIX_INLINE_LAMBDA { m = fma(source[j], x[j][b], m); });
-        }
-        write(row + b * width, m);
-      });
-    }
+  const auto write_row = [&](const T* coefficient) SEQMIX_INLINE_LAMBDA {
+    unroll<(Vectors * width + line - 1) / line>([&](auto l)
+                                                    SEQMIX_INLINE_LAMBDA { prefetch_soon(upcoming + l * line); });
+    const Batch<T> d = broadcast(coefficient[0]);
+    Batch<T> source[sources];
+    unroll<sources>([&](auto j) SEQMIX_INLINE_LAMBDA { source[j] = broadcast(coefficient[(1 + j) * width]); });
+    unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
+      Batch<T> m = read(memory + b * width);
+      if constexpr (decays) {
+        // Rounded once, with what is added: see linear_recurrence_fading.hpp.
+        Batch<T> added = source[0] * x[0][b];
+        unroll<sources - 1>([&](auto j) SEQMIX_INLINE_LAMBDA { added = fma(source[j + 1], x[j + 1][b], added); });
+        m = fma(m, d, added);
+      } else {
+        unroll<sources>([&](auto j) SEQMIX_INLINE_LAMBDA { m = fma(source[j], x[j][b], m); });
+      }
+      write(memory + b * width, m);
+    });
+    memory += row_stride, upcoming += row_stride;
+  };
+  constexpr Index turn = std::min(width, Index(4));
+  const T* coefficient = coefficients.rows;
+  Index i = 0;
+  // Four rows to a turn of the loop. From one vector of key channels to the next, the other coefficients are left out.
+  for (; i + turn <= key_dim; i += turn, coefficient += i % width == 0 ? turn + (row_vectors - 1) * width : turn) {
+    unroll<turn>([&](auto r) SEQMIX_INLINE_LAMBDA { write_row(coefficient + r); });
   }
+  for (; i < key_dim; ++i) write_row(coefficient++);
 }
 
 }  // namespace detail

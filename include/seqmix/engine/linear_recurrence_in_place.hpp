@@ -218,6 +218,12 @@ void linear_recurrence_in_place(const LinearRecurrenceProblem<T, Decay, Readout,
           detail::sweep_in_place<vectors, false, false, true>(coefficients, key_dim, memory, stride, value, output,
                                                               output_scale, columns, static_cast<const T*>(nullptr),
                                                               Index(0), static_cast<const T*>(factors) + column);
+        } else if constexpr (Delta::any) {
+          const Index next = column + vectors * width;
+          const T* upcoming = next < value_dim ? memory + vectors * width
+                                               : problem.memory.head(std::min(h + 1, problem.heads() - 1)).data();
+          detail::sweep_in_place<vectors, Decay::any>(coefficients, key_dim, memory, stride, value, output,
+                                                      output_scale, columns, upcoming);
         } else {
           detail::sweep_in_place<vectors, Decay::any>(coefficients, key_dim, memory, stride, value, output,
                                                       output_scale, columns);

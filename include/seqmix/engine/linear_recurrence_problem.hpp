@@ -207,9 +207,9 @@ class StagedRows {
   /// For `tokens` tokens of a problem with policy Delta.
   template <class Delta>
   StagedRows(const Delta&, Index tokens, Index key_dim, Workspace& workspace) {
-    for (Index i = 0; i < (Delta::low_rank ? 4 : 2); ++i) {
-      copies_[i] = workspace.take<T>(tokens * padded<T>(key_dim)).data();
-    }
+    const Index size = tokens * padded<T>(key_dim);
+    copies_[0] = workspace.take<T>((Delta::low_rank ? 4 : 2) * size).data();
+    for (Index i = 1; i < (Delta::low_rank ? 4 : 2); ++i) copies_[i] = copies_[i - 1] + size;
   }
 
   /// Takes the rows of `count` tokens from `begin` on.

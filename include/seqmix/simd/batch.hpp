@@ -444,6 +444,14 @@ SEQMIX_ALWAYS_INLINE void prefetch_early([[maybe_unused]] const void* address) {
 #endif
 }
 
+/// Asks for the cache line at `address` soon before it is read or written: into the first-level cache. Any address is legal;
+/// without effect where unsupported.
+SEQMIX_ALWAYS_INLINE void prefetch_soon([[maybe_unused]] const void* address) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address, 0, 3);
+#endif
+}
+
 /// Makes the compiler hold the value in a register here, and forget what it knows about it. At no cost: what was loaded
 /// is not loaded again for a second use, and loops around it are neither folded nor reordered.
 template <class T>
