@@ -1,6 +1,7 @@
 // Owned, aligned arrays of numbers.
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <new>
 #include <vector>
@@ -38,6 +39,10 @@ struct AlignedAllocator {
     return static_cast<T*>(data);
   }
   void deallocate(T* data, std::size_t count) { ::operator delete(data, alignment_of(count * sizeof(T))); }
+
+  /// Bytes, which are the memory of workspaces, are left as they are: to clear them takes as long as many an operator.
+  template <std::same_as<std::byte> U>
+  void construct(U*) noexcept {}
 
   bool operator==(const AlignedAllocator&) const { return true; }
 
