@@ -219,5 +219,87 @@ TEMPLATE_TEST_CASE("running average lies between the values, from keys of the la
   }
 }
 
+TEMPLATE_TEST_CASE("running average of a large key long ago", "[scan]", float, double) {
+  using T = TestType;
+  Rng rng(test_seed + 4);
+  Workspace workspace;
+  struct Case {
+    double key, decay;
+    Index length;
+  };
+  // Decays below the resolution of p, and such that are rounded to larger ones. Enough channels not to be cut in time.
+  for (const auto& [key, decay, length] : {Case{1e8, -500, 400}, Case{1.7e7, -500, 400}, Case{1e10, -0.1, 2000},
+                                           Case{1e6, -0.04, 5000}, Case{3e5, -0.02, 9000}, Case{1e5, -0.005, 35000}}) {
+    for (const double rest : {0.0, -1.0}) {
+      INFO("key " << key << ", decay " << decay << ", the others " << rest * key);
+      Average<T> average(length, 70, rng);
+      for (Index c = 0; c < 70; ++c) {
+        average.decay[c] = T(decay), average.bonus[c] = T(c % 3 == 0 ? 0 : c % 3 == 1 ? 50 : -50);
+        for (Index t = 0; t < length; ++t) {
+          average.key(t, c) = t == 0 ? T(key * (1 + 0.01 * double(c))) : T(rest * key);
+          average.value(t, c) = 1;
+        }
+      }
+      const auto expect_ones = [&] { CHECK(((average.inputs.y.leftCols(70).array() - 1).abs() <= 4 * T(u<T>)).all()); };
+      average.run(workspace);
+      expect_ones();
+      average.run_in_pieces(rng, workspace);
+      expect_ones();
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("running average fades by its decay however it is run", "[scan]", float, double) {
+  using T = TestType;
+  Rng rng(test_seed + 5);
+  Workspace workspace;
+  constexpr Index length = 20000;
+  // Few channels are cut in time, more are not.
+  for (const Index channels : {7, 75}) {
+    for (const double decay : {-1e-3, -1e-5, -1e-7}) {
+      for (const double offset : {0.0, 1000.0}) {
+        INFO(channels << " channels, decay " << decay << ", keys about " << offset);
+        Average<T> average(length, channels, rng);
+        average.decay.setConstant(T(decay));
+        for (Index c = 0; c < channels; ++c) {
+          // In whole numbers, which no p rounds: it is the decay that is looked at.
+          for (Index t = 0; t < length; ++t) average.key(t, c) = T(offset + std::round(5 * double(average.key(t, c))));
+        }
+        const auto check = [&] {
+          Worst worst;
+          for (Index c = 0; c < channels; ++c) {
+            // Sums over e^offset, that of the sizes of the terms above, and the errors of both: each token rounds a sum twice
+            // at most; exponents of weights are rounded like the largest of them.
+            long double above = 0, below = 0, size = 0, error = 0, below_error = 0;
+            constexpr double rounding = 3 * u<T>;
+            const double reading = (60 + 2 * offset) * u<T>;
+            for (Index t = 0; t < length; ++t) {
+              const double v = double(average.value(t, c));
+              const long double weight = std::exp((long double)(double(average.key(t, c)) - offset));
+              const long double current = weight * std::exp((long double)(average.bonus[c]));
+              const long double y = (above + current * v) / (below + current);
+              const long double allowed = error + current * std::abs(v) * reading +
+                                          std::abs(y) * (below_error + current * reading + below * rounding);
+              worst.add(double(average.inputs.y(t, c)), double(y), double(allowed / (below + current)), t, c);
+              const long double fade = std::exp((long double)(average.decay[c]));
+              above = fade * above + weight * v, below = fade * below + weight;
+              size = fade * size + weight * std::abs(v);
+              error = fade * error + rounding * size + reading * weight * std::abs(v);
+              below_error = fade * below_error + rounding * below + reading * weight;
+            }
+          }
+          INFO(worst.where);
+          CHECK(worst.excess <= 1);
+        };
+        average.run(workspace);
+        check();
+        average.clear();
+        for (Index t = 0; t < length; ++t) average.run(t, 1, workspace);
+        check();
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace seqmix::test

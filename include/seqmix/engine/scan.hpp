@@ -85,6 +85,27 @@ struct ComplexDiagonal {
   }
 };
 
+/// p of an empty LogAverage. Keys below it count for nothing.
+template <class T>
+inline constexpr T log_average_empty = T(-1e30);
+
+/// Up to this size of p, where it is rounded to eighths, a LogAverage fades by its decay. A larger p is rounded by so much that
+/// it fades by what becomes of p.
+template <class T>
+inline constexpr T log_average_exact = T(0.125) / std::numeric_limits<T>::epsilon();
+
+/// Whether so many roundings of p have gone the same way that it no longer says how large Z over e^p is: then log_average_shift
+/// is to be added to p.
+template <class T>
+SEQMIX_ALWAYS_INLINE auto log_average_drifted(const Batch<T>& p, const Batch<T>& below) {
+  const auto far = (below > broadcast(T(0x1p40))) | (below < broadcast(T(0x1p-40)));
+  return far & (xsimd::abs(p) < broadcast(log_average_exact<T>));
+}
+template <class T>
+SEQMIX_ALWAYS_INLINE Batch<T> log_average_shift(const Batch<T>& below) {
+  return select(below > broadcast(T(1)), broadcast(T(16)), broadcast(T(-16)));
+}
+
 /// A weighted average in log space, state [3, C]: p, then S and Z over e^p; output [L, C]. Empty states have S = Z = 0 and p
 /// very low (log_average_empty). Log weights of any finite size are legal, as are -infinity for decay and key.
 struct LogAverage {
@@ -99,12 +120,25 @@ struct LogAverage {
 
   template <class B>
   SEQMIX_ALWAYS_INLINE static void advance(const Step<B>& step, B (&state)[3], B (&output)[1]) {
+    using T = typename B::value_type;
     const Weights<B> now(state[0], step.bonus + step.key);
     output[0] = divide(fma(now.first, state[1], now.second * step.value), fma(now.first, state[2], now.second));
-    const Weights<B> next(lowest(state[0] + step.log_decay), step.key);
-    state[1] = fma(next.first, state[1], next.second * step.value);
-    state[2] = fma(next.first, state[2], next.second);
+    const B faded = lowest(state[0] + step.log_decay);
+    const Weights<B> next(faded, step.key);
+    const B rest = rest_of_sum(state[0], step.log_decay, faded);
+    const auto fade = [&](const B& sum, const B& term) SEQMIX_INLINE_LAMBDA {
+      const B kept = next.first * sum;
+      return fma(kept, rest, kept) + term;
+    };
+    state[1] = fade(state[1], next.second * step.value);
+    state[2] = fade(state[2], next.second);
     state[0] = next.largest;
+    if (const auto drifted = log_average_drifted(state[0], state[2]); xsimd::any(drifted)) {
+      const B shift = log_average_shift(state[2]);
+      const B scale = select(drifted, exp(-shift), broadcast(T(1)));
+      state[0] = select(drifted, state[0] + shift, state[0]);
+      state[1] = state[1] * scale, state[2] = state[2] * scale;
+    }
   }
   /// The log of the decay.
   template <class B>
@@ -133,6 +167,16 @@ struct LogAverage {
       second = select(larger, least, one);
     }
   };
+  /// e^r - 1, r what was rounded off the sum p + log_decay = faded: a slow decay would be another one without it. |r| is at
+  /// most a sixteenth, and far less where p is not huge.
+  template <class B>
+  SEQMIX_ALWAYS_INLINE static B rest_of_sum(const B& p, const B& log_decay, const B& faded) {
+    using T = typename B::value_type;
+    const B added = faded - p, rest = (p - (faded - added)) + (log_decay - added);
+    const auto exact = (xsimd::abs(p) < broadcast(log_average_exact<T>)) & (xsimd::abs(rest) <= broadcast(T(0x1p-4)));
+    const B series = fma(rest, fma(rest, broadcast(T(1.0 / 6)), broadcast(T(0.5))), broadcast(T(1)));
+    return select(exact, rest * series, broadcast(T(0)));
+  }
   /// Not -infinity, whose difference with itself is no number.
   template <class B>
   SEQMIX_ALWAYS_INLINE static B lowest(const B& x) {
@@ -140,10 +184,6 @@ struct LogAverage {
     return max_propagating(x, broadcast(std::numeric_limits<T>::lowest()));
   }
 };
-
-/// p of an empty LogAverage.
-template <class T>
-inline constexpr T log_average_empty = T(-1e30);
 
 namespace detail {
 

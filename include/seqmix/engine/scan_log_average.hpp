@@ -75,10 +75,11 @@ class LogAverageScan {
   static constexpr T bias = T(FloatFormat<T>::exponent_bias);
 
   /// What is usual: exponents of weights from `least_exponent` over that of the sums on, `window` of them (a power of two); e^u within
-  /// these bounds; a p whose exponent leaves a tile room to grow. Sums of values and products with them stay far from the
+  /// these bounds; a p that stays below log_average_exact over a tile. Sums of values and products with them stay far from the
   /// bounds of numbers.
   static constexpr int least_exponent = -47, window = 64;
-  static constexpr T least_bonus = T(0x1p-16), largest_bonus = T(0x1p16), largest_exponent = magic / 8;
+  static constexpr T least_bonus = T(0x1p-16), largest_bonus = T(0x1p16);
+  static constexpr T largest_exponent = T(1.44) * log_average_exact<T> - window;
 
   /// Channels begin .. end - 1.
   struct Block {
@@ -117,7 +118,7 @@ class LogAverageScan {
   /// nearby that does.
   SEQMIX_ALWAYS_INLINE static Scaled exponential(const Batch<T>& x) {
     const Batch<T> bounded = finite(x), half = broadcast(T(0.51));
-    const Batch<T> n = fma(bounded, broadcast(log2_e), broadcast(magic)) - broadcast(magic);
+    const Batch<T> n = exponent_of(bounded, fma(bounded, broadcast(log2_e), broadcast(magic)) - broadcast(magic));
     const Batch<T> rest = fms(bounded, broadcast(log2_e), n);
     return {exp2_fraction(max_propagating(min_propagating(rest, half), -half)), n};
   }
@@ -131,8 +132,30 @@ class LogAverageScan {
   /// The exponent of a power of two near e^p. It is even, so that keys half-way between two exponents go to the same one
   /// whether it is subtracted from them before they are rounded or after.
   SEQMIX_ALWAYS_INLINE static Batch<T> reference(const Batch<T>& p) {
-    const Batch<T> half = fma(finite(p), broadcast(log2_e / 2), broadcast(magic)) - broadcast(magic);
+    const Batch<T> bounded = finite(p);
+    return exponent_of(bounded, usual_reference(bounded));
+  }
+
+  /// The same of a p that is usual; of others something that isn't.
+  SEQMIX_ALWAYS_INLINE static Batch<T> usual_reference(const Batch<T>& p) {
+    const Batch<T> half = fma(p, broadcast(log2_e / 2), broadcast(magic)) - broadcast(magic);
     return half + half;
+  }
+
+  /// `rounded`, or the exponent of e^x where all numbers are even whole ones: there two ways to round would differ by many.
+  SEQMIX_ALWAYS_INLINE static Batch<T> exponent_of(const Batch<T>& x, const Batch<T>& rounded) {
+    const auto even = xsimd::abs(x) >= broadcast(T(2) / std::numeric_limits<T>::epsilon());
+    return select(even, x * broadcast(log2_e), rounded);
+  }
+
+  /// Moves p, and the power of two that the sums are over, to where the sums are.
+  SEQMIX_ALWAYS_INLINE static void stop_drift(Batch<T>& p, Batch<T>& above, Batch<T>& below) {
+    const auto drifted = log_average_drifted(p, below);
+    if (xsimd::none(drifted)) return;
+    const Batch<T> before = reference(p);
+    p = select(drifted, p + log_average_shift(below), p);
+    const Batch<T> scale = power(before - reference(p));
+    above = scale * above, below = scale * below;
   }
 
   // --- channels ---
@@ -165,9 +188,8 @@ class LogAverageScan {
   /// e^w as a sum whose first number is 1 where the second counts, over 2^exponent.
   struct Decay {
     Batch<T> first, second, exponent;
-    template <class Count>
-    SEQMIX_ALWAYS_INLINE Decay(const T* log_decay, Count count) {
-      const Batch<T> w = read(log_decay, count), zero = broadcast(T(0));
+    SEQMIX_ALWAYS_INLINE explicit Decay(const Batch<T>& w) {
+      const Batch<T> zero = broadcast(T(0));
       const Scaled whole = exponential(w);
       exponent = whole.exponent;
       const auto slow = exponent == zero;
@@ -176,7 +198,7 @@ class LogAverageScan {
   };
 
   SEQMIX_ALWAYS_INLINE static Batch<T> offset_of(const Batch<T>& p, const Batch<T>& bonus) {
-    const Batch<T> n = reference(p);
+    const Batch<T> n = usual_reference(p);
     const auto usual = (bonus >= broadcast(least_bonus)) & (bonus <= broadcast(largest_bonus)) &
                        (xsimd::abs(n) <= broadcast(largest_exponent));
     return select(usual, broadcast(magic) - n, broadcast(std::numeric_limits<T>::quiet_NaN()));
@@ -188,7 +210,7 @@ class LogAverageScan {
   void open(const Scratch& scratch, const Block& block) const {
     const State state = this->state();
     for_registers(block, [&](Index c, auto count) SEQMIX_INLINE_LAMBDA {
-      const Decay decay(problem_.log_decay.data() + c, count);
+      const Decay decay(read(problem_.log_decay.data() + c, count));
       store(scratch.decay + c, decay.first * power(decay.exponent)), store(scratch.decay_rest + c, decay.second);
       const Scaled extra = exponential(read(problem_.bonus.data() + c, count));
       const Batch<T> bonus = extra.fraction * power(extra.exponent), p = read(state.p + c, count);
@@ -305,10 +327,13 @@ class LogAverageScan {
         above = fma(decay, above, fma(decay_rest, above, weight * v));
         below = fma(decay, below, fma(decay_rest, below, weight));
       });
-      const Batch<T> p = load(scratch.next + at), before = broadcast(magic) - load(scratch.offset + c);
-      const Batch<T> scale = power_of_two(before - reference(p) + broadcast(magic + bias));
+      Batch<T> p = load(scratch.next + at);
+      const Batch<T> before = broadcast(magic) - load(scratch.offset + c);
+      const Batch<T> scale = power_of_two(before - usual_reference(p) + broadcast(magic + bias));
+      above = scale * above, below = scale * below;
+      stop_drift(p, above, below);
       write(state.p + c, p, count), store(scratch.offset + c, offset_of(p, bonus));
-      write(state.above + c, scale * above, count), write(state.below + c, scale * below, count);
+      write(state.above + c, above, count), write(state.below + c, below, count);
     }
   };
 
@@ -317,7 +342,6 @@ class LogAverageScan {
   void advance_any(const Scratch& scratch, Index t, Index rows, Index c, Count count) const {
     const State state = this->state();
     const Batch<T> w = read(problem_.log_decay.data() + c, count), u = read(problem_.bonus.data() + c, count);
-    const Decay decay(problem_.log_decay.data() + c, count);
     const Scaled extra = exponential(u);
     Batch<T> p = read(state.p + c, count), above = read(state.above + c, count), below = read(state.below + c, count);
     for (const Index end = t + rows; t < end; ++t) {
@@ -325,16 +349,19 @@ class LogAverageScan {
       const Scaled weight = exponential(k);
       const Batch<T> before = reference(p), now = reference(max_propagating(u + k, finite(p)));
       const Batch<T> past = power(before - now);
-      const Batch<T> current = weight.fraction * extra.fraction * power(weight.exponent + extra.exponent - now);
+      const Batch<T> current = weight.fraction * extra.fraction * power(weight.exponent - now + extra.exponent);
       write(problem_.output.row(t) + c, divide(fma(current, v, past * above), fma(past, below, current)), count);
-      p = max_propagating(k, max_propagating(p + w, broadcast(std::numeric_limits<T>::lowest())));
+      const Batch<T> faded = max_propagating(p + w, broadcast(std::numeric_limits<T>::lowest()));
+      const Decay decay(select(xsimd::abs(p) < broadcast(log_average_exact<T>), w, faded - p));
+      p = max_propagating(k, faded);
       const Batch<T> after = reference(p);
-      const Batch<T> kept = power(before + decay.exponent - after);
+      const Batch<T> kept = power(before - after + decay.exponent);
       const Batch<T> entering = weight.fraction * power(weight.exponent - after);
       const auto add = [&](Batch<T>& sum, const Batch<T>& term) SEQMIX_INLINE_LAMBDA {
         sum = fma(decay.first * kept, sum, fma(decay.second * kept, sum, term));
       };
       add(above, entering * v), add(below, entering);
+      stop_drift(p, above, below);
     }
     write(state.p + c, p, count), write(state.above + c, above, count), write(state.below + c, below, count);
     store(scratch.offset + c, offset_of(p, load(scratch.bonus + c)));
