@@ -21,7 +21,8 @@ class Result:
     """One benchmark: its name taken apart, and its figures.
 
     core/softmax_attention/head_dim:128/length:512/threads:1 is of kind "core" and subject
-    "softmax_attention/head_dim:128", and has length 512 and threads 1.
+    "softmax_attention/head_dim:128", and has length 512 and threads 1. Whole mixers all have the same channels, which
+    are not in their subject.
     """
 
     def __init__(self, row):
@@ -33,9 +34,10 @@ class Result:
         subject, self.sizes = [], {"threads": 1}
         for part in parts[1:]:
             key, colon, value = part.partition(":")
-            if colon and key in ("length", "context", "channels", "threads") and value.isdigit():
+            size = colon and key in ("length", "context", "channels", "threads") and value.isdigit()
+            if size:
                 self.sizes[key] = int(value)
-            else:
+            if not size or key == "channels" and self.kind not in ("forward", "prefill", "step"):
                 subject.append(part)
         self.subject = "/".join(subject)
 
@@ -267,11 +269,11 @@ def crossings(results):
 
 def streaming(results):
     """Steps of convolutions: what a schedule is chosen by."""
-    rows = [[r.subject, r.sizes.get("channels", ""), r.length]
+    rows = [[r.subject, r.length]
             + [scaled(r.get(f"step_{which}_ns"), 1e-3) for which in ("mean", "median", "longest")]
             + [three_digits(r.get("step_longest_to_median"))]
             for r in results.of("kernel") if r.get("step_longest_ns")]
-    return table(["benchmark", "channels", "length", "mean", "median", "longest", "longest to median"], rows) if rows else ""
+    return table(["benchmark", "length", "mean", "median", "longest", "longest to median"], rows) if rows else ""
 
 
 def times_as_fast(results, subject):
