@@ -14,7 +14,6 @@ template <class T>
 struct GatedHyenaGolden final : GoldenRunner<T> {
   explicit GatedHyenaGolden(GoldenCase& golden) : u(golden.array<T>("input.u")) {
     auto& config = golden.config();
-    config.expect("filter_groups", 1);
     config.expect("causal", true);
     config.ignore("input");
     GatedHyenaWeights<T> weights;
@@ -23,7 +22,8 @@ struct GatedHyenaGolden final : GoldenRunner<T> {
                                  .heads = config.integer("heads"),
                                  .modes = config.integer("state_dim"),
                                  .short_width = config.integer("short_filter_order"),
-                                 .column_split = config.boolean("column_split")};
+                                 .column_split = config.boolean("column_split"),
+                                 .filter_groups = config.integer("filter_groups")};
     core = GatedHyenaCore<T>(sizes, weights);
     y = GoldenArray<T>({u.size(0), sizes.channels});
     initial = core.initial_state();
@@ -70,6 +70,7 @@ struct GatedHyenaTests {
     return {{"one channel", {.channels = 1, .modes = 1, .short_width = 1}},
             {"three heads of 5", {.channels = 15, .heads = 3, .modes = 4}},
             {"streams in blocks", {.channels = 12, .heads = 3, .modes = 2, .column_split = false}},
+            {"filters for three channels", {.channels = 12, .heads = 2, .modes = 3, .filter_groups = 3}},
             {"random",
              {.channels = heads * rng.integer(1, 9),
               .heads = heads,
@@ -109,7 +110,8 @@ struct GatedHyenaTests {
         double sum = core.skip[d] * gated(t);
         for (Index l = 0; l <= t; ++l) {
           double tap = 0;
-          for (Index i = d * N; i < (d + 1) * N; ++i) {
+          for (Index n = 0; n < N; ++n) {
+            const Index i = d / config.filter_groups * N + n;
             const std::complex<double> pole(core.poles(i, 0), core.poles(i, 1));
             const std::complex<double> residue(core.residues(i, 0), core.residues(i, 1));
             tap += (residue * std::polar(std::pow(std::abs(pole), double(l)), double(l) * std::arg(pole))).real();

@@ -1,6 +1,7 @@
 // What the golden adapters of cores with queries, keys, values and a matrix memory share, and their layers' states.
 #pragma once
 
+#include <seqmix/engine/memory.hpp>
 #include <seqmix/parts/convolved_streams.hpp>
 #include <utility>
 

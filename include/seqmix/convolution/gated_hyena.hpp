@@ -2,14 +2,16 @@
 //
 //   Source    togethercomputer/stripedhyena, stripedhyena/model.py (ParallelHyenaFilter, ParallelGatedConvBlock); Massaroli et
 //             al. 2023, arXiv:2310.18780 (modal filters)
-//   Glossary  L length   D channels   H heads   P = D / H width of a head   N modes of a channel   w width of the short convolution
+//   Glossary  L length   D channels   H heads   P = D / H width of a head   G channels of a filter   N modes of a filter
+//             w width of the short convolution
 //   Engine    engine/scan_time_invariant.hpp; parts/short_convolution.hpp
 //
 // Core:   u [L, 3 D], after a short convolution, is x2, x1 and v: blocks of D channels, or of P in every head (column_split)
 //         s_t[n] = pole[n] s_{t-1}[n] + x1_t v_t,   y_t = x2_t (Re sum over n of residue[n] s_t[n] + D x1_t v_t)
 //         which is a convolution with Re sum over n of residue[n] pole[n]^l: no conjugates, no factor 2.
 // Layer:  u = W x + b,   y = W_out core(u) + b_out
-// Differs   from the authors' code in that the parallel path is a scan, for any length.
+// Differs   from the authors' code in that the parallel path is a scan, for any length, and in that filters of several channels
+//           can be stepped, and need not be as many as the channels of each.
 #pragma once
 
 #include <cmath>
@@ -30,13 +32,15 @@ struct GatedHyenaConfig {
   Index modes = 8;           ///< N
   Index short_width = 3;     ///< w
   bool column_split = true;  ///< x2, x1 and v of a head lie together, not those of all heads
+  Index filter_groups = 1;   ///< G, so many successive channels share a filter
 
   Index head_dim() const { return channels / heads; }
+  Index filters() const { return channels / filter_groups; }
 };
 
 template <class T>
 struct GatedHyenaWeights {
-  Matrix<T> poles, residues;    // [D N, 2]: real and imaginary part
+  Matrix<T> poles, residues;    // [D / G N, 2]: real and imaginary part
   Vector<T> skip;               // D [D]
   Matrix<T> short_filter;       // [3 D, w]; the last column meets the current token
   Vector<T> short_filter_bias;  // [3 D]
@@ -77,8 +81,14 @@ class GatedHyenaCore {
     expect_tensor(name, "D", {D}, weights.skip);
     expect_tensor(name, "short_filter_weight", {3 * D, config.short_width}, weights.short_filter);
     expect_tensor(name, "short_filter_bias", {3 * D}, weights.short_filter_bias);
-    poles_ = read_complex(name, "poles", weights.poles, D, N);
-    residues_ = read_complex(name, "residues", weights.residues, D, N);
+    const auto of_channels = [&](std::string_view tensor, const Matrix<T>& parts) {
+      const ComplexArray filters = read_complex(name, tensor, parts, config.filters(), N);
+      ComplexArray result(D, N);
+      for (Index d = 0; d < D; ++d) result.row(d) = filters.row(d / config.filter_groups);
+      return result;
+    };
+    poles_ = of_channels("poles", weights.poles);
+    residues_ = of_channels("residues", weights.residues);
     const auto parts = [](const ComplexArray& numbers) -> ComplexMatrix<T> {
       return {numbers.real().template cast<T>(), numbers.imag().template cast<T>()};
     };
@@ -91,6 +101,7 @@ class GatedHyenaCore {
   /// Throws std::invalid_argument unless there is such a core.
   static void check(const GatedHyenaConfig& config) {
     expect_divides(name, "config.heads", config.heads, "channels", config.channels);
+    expect_divides(name, "config.filter_groups", config.filter_groups, "channels", config.channels);
     expect(config.modes > 0 && config.short_width > 0, name, "config.modes", "must be positive, as must short_width");
   }
 
@@ -192,18 +203,18 @@ class GatedHyena : public RecurrentMixerBase<GatedHyena<T>, T> {
   /// As torch begins projections and convolutions; poles of any phase with magnitudes from 0.5 to 0.999, residues and D normal.
   static Weights random_weights(const Config& config, Rng& rng) {
     GatedHyenaCore<T>::check(config);
-    const Index D = config.channels, N = config.modes;
+    const Index D = config.channels, modes = config.filters() * config.modes;
     const double limit = std::pow(double(D), -0.5), short_limit = std::pow(double(config.short_width), -0.5);
     Weights weights;
     weights.input = random_projection<T>(3 * D, D, rng), weights.output = random_projection<T>(D, D, rng);
     weights.input_bias = uniform_vector<T>(3 * D, -limit, limit, rng);
     weights.output_bias = uniform_vector<T>(D, -limit, limit, rng);
-    weights.core.poles = Matrix<T>(D * N, 2);
-    for (Index i = 0; i < D * N; ++i) {
+    weights.core.poles = Matrix<T>(modes, 2);
+    for (Index i = 0; i < modes; ++i) {
       const Complex pole = std::polar(rng.uniform(0.5, 0.999), rng.uniform(-std::numbers::pi, std::numbers::pi));
       weights.core.poles(i, 0) = T(pole.real()), weights.core.poles(i, 1) = T(pole.imag());
     }
-    weights.core.residues = normal_matrix<T>(D * N, 2, std::pow(double(N), -0.5), rng);
+    weights.core.residues = normal_matrix<T>(modes, 2, std::pow(double(config.modes), -0.5), rng);
     weights.core.skip = normal_matrix<T>(D, 1, 1.0, rng).col(0);
     weights.core.short_filter = uniform_matrix<T>(3 * D, config.short_width, short_limit, rng);
     weights.core.short_filter_bias = uniform_vector<T>(3 * D, -short_limit, short_limit, rng);
