@@ -15,34 +15,13 @@
 #include <string>
 #include <vector>
 
+#include "scan_cases.hpp"
 #include "support/executors.hpp"
 #include "support/reference.hpp"
 #include "support/registry.hpp"
 
 namespace seqmix::test {
 namespace {
-
-constexpr double infinity = std::numeric_limits<double>::infinity();
-
-template <class T>
-constexpr double u = double(std::numeric_limits<T>::epsilon()) / 2;
-template <class T>
-constexpr double tiny = 64 * double(std::numeric_limits<T>::min());
-
-/// Keeps the worst excess of differences over what is allowed.
-struct Worst {
-  double excess = 0;
-  std::string where;
-  void add(double given, double expected, double allowed, Index t, Index c) {
-    const double difference = std::abs(given - expected);
-    if (difference == 0) return;
-    const double now = std::isnan(difference) ? infinity : difference / allowed;
-    if (now <= excess) return;
-    excess = now;
-    where = "token " + std::to_string(t) + ", channel " + std::to_string(c) + ": " + std::to_string(given) +
-            ", expected " + std::to_string(expected) + ", allowed " + std::to_string(allowed);
-  }
-};
 
 template <class T>
 Matrix<T> random_matrix(Index rows, Index columns, Rng& rng) {
