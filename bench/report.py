@@ -34,10 +34,10 @@ class Result:
         subject, self.sizes = [], {"threads": 1}
         for part in parts[1:]:
             key, colon, value = part.partition(":")
-            size = colon and key in ("length", "context", "channels", "threads") and value.isdigit()
-            if size:
+            is_size = colon and key in ("length", "context", "channels", "threads") and value.isdigit()
+            if is_size:
                 self.sizes[key] = int(value)
-            if not size or key == "channels" and self.kind not in ("forward", "prefill", "step"):
+            if not is_size or key == "channels" and self.kind not in ("forward", "prefill", "step"):
                 subject.append(part)
         self.subject = "/".join(subject)
 
