@@ -14,21 +14,6 @@ namespace seqmix::inline SEQMIX_ARCH {
 
 namespace detail {
 
-/// source[0 .. lanes) as far as `count` goes, zeros beyond.
-template <class T>
-SEQMIX_ALWAYS_INLINE Batch<T> load_some(const T* source, Index count) {
-  return count >= lanes<T> ? load(source) : load_partial(source, count);
-}
-
-template <class T>
-SEQMIX_ALWAYS_INLINE void store_some(T* destination, const Batch<T>& value, Index count) {
-  if (count >= lanes<T>) {
-    store(destination, value);
-  } else {
-    store_partial(destination, value, count);
-  }
-}
-
 /// `count` rounded up to whole vectors.
 template <class T>
 constexpr Index padded(Index count) {

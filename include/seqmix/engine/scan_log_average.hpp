@@ -167,18 +167,6 @@ class LogAverageScan {
     for (; c + width <= block.end; c += width) f(c, std::integral_constant<Index, width>{});
     if (c < block.end) f(c, block.end - c);
   }
-  template <class Count>
-  SEQMIX_ALWAYS_INLINE static Batch<T> read(const T* from, Count count) {
-    return count == width ? load(from) : load_partial(from, count);
-  }
-  template <class Count>
-  SEQMIX_ALWAYS_INLINE static void write(T* to, const Batch<T>& value, Count count) {
-    if (count == width) {
-      store(to, value);
-    } else {
-      store_partial(to, value, count);
-    }
-  }
 
   struct State {
     T *p, *above, *below;  // rows; the sums over 2^reference(p)
@@ -210,10 +198,10 @@ class LogAverageScan {
   void open(const Scratch& scratch, const Block& block) const {
     const State state = this->state();
     for_registers(block, [&](Index c, auto count) SEQMIX_INLINE_LAMBDA {
-      const Decay decay(read(problem_.log_decay.data() + c, count));
+      const Decay decay(load_some(problem_.log_decay.data() + c, count));
       store(scratch.decay + c, decay.first * power(decay.exponent)), store(scratch.decay_rest + c, decay.second);
-      const Scaled extra = exponential(read(problem_.bonus.data() + c, count));
-      const Batch<T> bonus = extra.fraction * power(extra.exponent), p = read(state.p + c, count);
+      const Scaled extra = exponential(load_some(problem_.bonus.data() + c, count));
+      const Batch<T> bonus = extra.fraction * power(extra.exponent), p = load_some(state.p + c, count);
       store(scratch.bonus + c, bonus), store(scratch.offset + c, offset_of(p, bonus));
       const Scaled kept = exponential(p);
       scale_sums(state, c, count, kept.fraction * power(kept.exponent - reference(p)));
@@ -224,7 +212,7 @@ class LogAverageScan {
   void close(const Block& block) const {
     const State state = this->state();
     for_registers(block, [&](Index c, auto count) SEQMIX_INLINE_LAMBDA {
-      const Batch<T> p = read(state.p + c, count);
+      const Batch<T> p = load_some(state.p + c, count);
       const Scaled kept = exponential(-finite(p));
       scale_sums(state, c, count, kept.fraction * power(kept.exponent + reference(p)));
     });
@@ -232,7 +220,7 @@ class LogAverageScan {
 
   template <class Count>
   SEQMIX_ALWAYS_INLINE static void scale_sums(const State& state, Index c, Count count, const Batch<T>& scale) {
-    for (T* const row : {state.above, state.below}) write(row + c, scale * read(row + c, count), count);
+    for (T* const row : {state.above, state.below}) store_some(row + c, scale * load_some(row + c, count), count);
   }
 
   /// R tokens of a block of channels.
@@ -278,11 +266,11 @@ class LogAverageScan {
     for_registers(block, [&](Index c, auto count) SEQMIX_INLINE_LAMBDA {
       const Index at = c - block.begin;
       if constexpr (R == tile_rows) prefetch(t + R, c);
-      const Batch<T> offset = load(scratch.offset + c), w = read(log_decay + c, count);
-      Batch<T> p = read(before + c, count);
+      const Batch<T> offset = load(scratch.offset + c), w = load_some(log_decay + c, count);
+      Batch<T> p = load_some(before + c, count);
       auto unusual = to_bits(broadcast(T(0)));
       unroll<R>([&](auto r) SEQMIX_INLINE_LAMBDA {
-        const Batch<T> k = read(key[r] + c, count);
+        const Batch<T> k = load_some(key[r] + c, count);
         const Batch<T> shifted = fma(k, broadcast(log2_e), offset);
         const Batch<T> fraction = exp2_fraction(fma(k, broadcast(log2_e), offset - shifted));
         unusual = unusual | (to_bits(shifted) - least);
@@ -319,11 +307,11 @@ class LogAverageScan {
       const Index at = c - begin;
       const Batch<T> decay = load(scratch.decay + c), decay_rest = load(scratch.decay_rest + c);
       const Batch<T> bonus = load(scratch.bonus + c);
-      Batch<T> above = read(state.above + c, count), below = read(state.below + c, count);
+      Batch<T> above = load_some(state.above + c, count), below = load_some(state.below + c, count);
       unroll<R>([&](auto r) SEQMIX_INLINE_LAMBDA {
-        const Batch<T> v = read(value[r] + c, count), weight = load(scratch.weights + r * block_channels + at);
+        const Batch<T> v = load_some(value[r] + c, count), weight = load(scratch.weights + r * block_channels + at);
         const Batch<T> current = weight * bonus;
-        write(output[r] + c, divide(fma(current, v, above), below + current), count);
+        store_some(output[r] + c, divide(fma(current, v, above), below + current), count);
         above = fma(decay, above, fma(decay_rest, above, weight * v));
         below = fma(decay, below, fma(decay_rest, below, weight));
       });
@@ -332,8 +320,8 @@ class LogAverageScan {
       const Batch<T> scale = power_of_two(before - usual_reference(p) + broadcast(magic + bias));
       above = scale * above, below = scale * below;
       stop_drift(p, above, below);
-      write(state.p + c, p, count), store(scratch.offset + c, offset_of(p, bonus));
-      write(state.above + c, above, count), write(state.below + c, below, count);
+      store_some(state.p + c, p, count), store(scratch.offset + c, offset_of(p, bonus));
+      store_some(state.above + c, above, count), store_some(state.below + c, below, count);
     }
   };
 
@@ -341,16 +329,17 @@ class LogAverageScan {
   template <class Count>
   void advance_any(const Scratch& scratch, Index t, Index rows, Index c, Count count) const {
     const State state = this->state();
-    const Batch<T> w = read(problem_.log_decay.data() + c, count), u = read(problem_.bonus.data() + c, count);
+    const Batch<T> w = load_some(problem_.log_decay.data() + c, count), u = load_some(problem_.bonus.data() + c, count);
     const Scaled extra = exponential(u);
-    Batch<T> p = read(state.p + c, count), above = read(state.above + c, count), below = read(state.below + c, count);
+    Batch<T> p = load_some(state.p + c, count), above = load_some(state.above + c, count),
+             below = load_some(state.below + c, count);
     for (const Index end = t + rows; t < end; ++t) {
-      const Batch<T> k = read(problem_.key.row(t) + c, count), v = read(problem_.value.row(t) + c, count);
+      const Batch<T> k = load_some(problem_.key.row(t) + c, count), v = load_some(problem_.value.row(t) + c, count);
       const Scaled weight = exponential(k);
       const Batch<T> before = reference(p), now = reference(max_propagating(u + k, finite(p)));
       const Batch<T> past = power(before - now);
       const Batch<T> current = weight.fraction * extra.fraction * power(weight.exponent - now + extra.exponent);
-      write(problem_.output.row(t) + c, divide(fma(current, v, past * above), fma(past, below, current)), count);
+      store_some(problem_.output.row(t) + c, divide(fma(current, v, past * above), fma(past, below, current)), count);
       const Batch<T> faded = max_propagating(p + w, broadcast(std::numeric_limits<T>::lowest()));
       const Decay decay(select(xsimd::abs(p) < broadcast(log_average_exact<T>), w, faded - p));
       p = max_propagating(k, faded);
@@ -363,7 +352,8 @@ class LogAverageScan {
       add(above, entering * v), add(below, entering);
       stop_drift(p, above, below);
     }
-    write(state.p + c, p, count), write(state.above + c, above, count), write(state.below + c, below, count);
+    store_some(state.p + c, p, count), store_some(state.above + c, above, count),
+        store_some(state.below + c, below, count);
     store(scratch.offset + c, offset_of(p, load(scratch.bonus + c)));
   }
 

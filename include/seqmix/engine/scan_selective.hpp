@@ -105,18 +105,6 @@ class SelectiveScan {
     }
     if (i < block.channels) f(i, i / width, block.channels - i);
   }
-  template <class Count>
-  SEQMIX_ALWAYS_INLINE static Batch<T> read(const T* from, Count count) {
-    return count == width ? load(from) : load_partial(from, count);
-  }
-  template <class Count>
-  SEQMIX_ALWAYS_INLINE static void write(T* to, const Batch<T>& value, Count count) {
-    if (count == width) {
-      store(to, value);
-    } else {
-      store_partial(to, value, count);
-    }
-  }
 
   /// The rows of one token, and what goes with all tokens; null where there is none.
   struct Row {
@@ -143,18 +131,18 @@ class SelectiveScan {
   };
   template <class Count>
   SEQMIX_ALWAYS_INLINE static Staged stage(const Row& row, Index i, Count count) {
-    Batch<T> d = read(row.delta + i, count);
-    if (row.bias != nullptr) d = d + read(row.bias + i, count);
+    Batch<T> d = load_some(row.delta + i, count);
+    if (row.bias != nullptr) d = d + load_some(row.bias + i, count);
     if (row.softplus) d = seqmix::softplus(d);
-    const Batch<T> x = read(row.input + i, count);
-    const Batch<T> skipped = row.skip != nullptr ? read(row.skip + i, count) * x : broadcast(T(0));
+    const Batch<T> x = load_some(row.input + i, count);
+    const Batch<T> skipped = row.skip != nullptr ? load_some(row.skip + i, count) * x : broadcast(T(0));
     return {d * broadcast(log2_e), d * x, skipped};
   }
 
   template <class Count>
   SEQMIX_ALWAYS_INLINE static void finish(const Row& row, Index i, Count count, Batch<T> sum) {
-    if (row.gate != nullptr) sum = sum * silu(read(row.gate + i, count));
-    write(row.output + i, sum, count);
+    if (row.gate != nullptr) sum = sum * silu(load_some(row.gate + i, count));
+    store_some(row.output + i, sum, count);
   }
 
   /// Fills the tile with tokens begin .. begin + count - 1; asks for those `ahead` tokens later of the block at `next`.
@@ -429,7 +417,8 @@ class SelectiveScan {
 }  // namespace detail
 
 /// Scans all tokens from and into the state. O(L D N) time; scratch O(D N), and O(N) rows of D numbers for few channels.
-/// Allocates nothing once `workspace` is warm. exp(d A) is that of exp2_products_each; of a few tokens that of exp2_decay, of an argument rounded twice.
+/// Allocates nothing once `workspace` is warm. exp(d A) is that of exp2_products_each; of a few
+/// tokens that of exp2_decay, of an argument rounded twice.
 template <class T>
 void selective_scan(const SelectiveScanProblem<T>& problem, Workspace& workspace) {
   assert(problem.write.heads() > 0 && problem.output.channels() % problem.write.heads() == 0);

@@ -339,6 +339,26 @@ inline constexpr detail::Store store{};
 /// store_partial(T* destination, Batch<T> value, Index count): the first `count` lanes; never writes beyond them.
 inline constexpr detail::StorePartial store_partial{};
 
+namespace detail {
+
+/// source[0 .. lanes) as far as `count` goes, zeros beyond. Where all lanes are known to be there at compile time, a plain load.
+template <class T>
+SEQMIX_ALWAYS_INLINE Batch<T> load_some(const T* source, Index count) {
+  return count >= lanes<T> ? load(source) : load_partial(source, count);
+}
+
+/// The same for a store; never writes beyond `count`.
+template <class T>
+SEQMIX_ALWAYS_INLINE void store_some(T* destination, const Batch<T>& value, Index count) {
+  if (count >= lanes<T>) {
+    store(destination, value);
+  } else {
+    store_partial(destination, value, count);
+  }
+}
+
+}  // namespace detail
+
 /// divide(a, b) = a / b, correctly rounded. (On 64-bit Arm xsimd's operator multiplies by an estimate of 1 / b, 2 ulp off,
 /// although the processor can divide.)
 inline constexpr detail::Divide divide{};
