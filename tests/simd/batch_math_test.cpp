@@ -6,7 +6,9 @@
 #include <catch2/catch_test_macros.hpp>
 #include <cstdint>
 #include <limits>
+#include <seqmix/core/buffer.hpp>
 #include <seqmix/core/random.hpp>
+#include <seqmix/simd/streaming.hpp>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -237,6 +239,17 @@ TEST_CASE("unroll visits every index in order, as constants", "[simd]") {
   int calls = 0;
   const auto add = [&](int by) SEQMIX_INLINE_LAMBDA -> int { return calls += by; };
   REQUIRE(add(2) == 2);
+}
+
+TEMPLATE_TEST_CASE("streamed stores write one register", "[simd]", float, double) {
+  using T = TestType;
+  constexpr seqmix::Index width = seqmix::lanes<T>;
+  seqmix::Buffer<T> memory(static_cast<std::size_t>(3 * width), T(5));
+  seqmix::store_streaming(memory.data() + width, seqmix::lane_index<T>());
+  seqmix::finish_streaming();
+  for (seqmix::Index i = 0; i < 3 * width; ++i) {
+    CHECK(memory[static_cast<std::size_t>(i)] == (i / width == 1 ? T(i - width) : T(5)));
+  }
 }
 
 TEST_CASE("prefetch accepts any address", "[simd]") {

@@ -15,6 +15,9 @@
 // A tile of a few tokens goes over all channels before the next one begins: memory is read and written in its order. Weights
 // are made for a block of channels, and used next, since a processor doesn't look far enough ahead to overlap the chain of
 // dependent instructions of both for one register with those for others.
+//
+// Workers keep the states of their channels in memory of their own: a processor fetches the lines that follow those it
+// reads, and would take the first states of the next worker from it at every tile.
 #pragma once
 
 #include <algorithm>
@@ -24,6 +27,7 @@
 #include <seqmix/core/workspace.hpp>
 #include <seqmix/engine/scan.hpp>
 #include <seqmix/simd/math_exp.hpp>
+#include <seqmix/simd/streaming.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
 
@@ -42,7 +46,10 @@ template <class T>
 class LogAverageScan {
  public:
   explicit LogAverageScan(const LogAverageProblem<T>& problem)
-      : problem_(problem), length_(problem.output.length()), channels_(problem.output.channels()) {}
+      : problem_(problem),
+        length_(problem.output.length()),
+        channels_(problem.output.channels()),
+        streams_(pays_to_stream(problem.output)) {}
 
   void run(Workspace& workspace) const {
     const Index lines = (channels_ + line - 1) / line, workers = std::min(workspace.concurrency(), lines);
@@ -64,7 +71,8 @@ class LogAverageScan {
       for (; t < length_; ++t) {
         for_blocks([&](const Block& block) { advance<1>(scratch, t, block); });
       }
-      for_blocks([&](const Block& block) { close(block); });
+      for_blocks([&](const Block& block) { close(scratch, block); });
+      if (streams_) finish_streaming();
     });
   }
 
@@ -87,6 +95,8 @@ class LogAverageScan {
   };
 
   struct Scratch {
+    /// For every channel: p, and the sums over 2^reference(p).
+    T *p, *above, *below;
     /// For every channel: e^w = decay + decay_rest; e^u; and the number that a key times log2(e) is to be added to, so that the
     /// low bits of the sum are its exponent over that of the sums. It is NaN for channels where that is never usual.
     T *decay, *decay_rest, *bonus, *offset;
@@ -96,7 +106,9 @@ class LogAverageScan {
 
     Scratch(Index first, Index last, Workspace& local) {
       const auto take = [&](Index count) { return local.take<T>(count).data(); };
-      for (T** const row : {&decay, &decay_rest, &bonus, &offset}) *row = take(last - first + width) - first;
+      for (T** const row : {&p, &above, &below, &decay, &decay_rest, &bonus, &offset}) {
+        *row = take(last - first + width) - first;
+      }
       for (T** const row : {&unusual, &next}) *row = take(block_channels);
       weights = take(tile_rows * block_channels);
     }
@@ -168,11 +180,6 @@ class LogAverageScan {
     if (c < block.end) f(c, block.end - c);
   }
 
-  struct State {
-    T *p, *above, *below;  // rows; the sums over 2^reference(p)
-  };
-  State state() const { return {problem_.state.row(0), problem_.state.row(1), problem_.state.row(2)}; }
-
   /// e^w as a sum whose first number is 1 where the second counts, over 2^exponent.
   struct Decay {
     Batch<T> first, second, exponent;
@@ -196,40 +203,44 @@ class LogAverageScan {
 
   /// Makes the constants; sums over e^p become sums over a power of two.
   void open(const Scratch& scratch, const Block& block) const {
-    const State state = this->state();
+    const Sequence<T>& state = problem_.state;
     for_registers(block, [&](Index c, auto count) SEQMIX_INLINE_LAMBDA {
       const Decay decay(load_some(problem_.log_decay.data() + c, count));
       store(scratch.decay + c, decay.first * power(decay.exponent)), store(scratch.decay_rest + c, decay.second);
       const Scaled extra = exponential(load_some(problem_.bonus.data() + c, count));
-      const Batch<T> bonus = extra.fraction * power(extra.exponent), p = load_some(state.p + c, count);
-      store(scratch.bonus + c, bonus), store(scratch.offset + c, offset_of(p, bonus));
+      const Batch<T> bonus = extra.fraction * power(extra.exponent), p = load_some(state.row(0) + c, count);
+      store(scratch.p + c, p), store(scratch.bonus + c, bonus), store(scratch.offset + c, offset_of(p, bonus));
       const Scaled kept = exponential(p);
-      scale_sums(state, c, count, kept.fraction * power(kept.exponent - reference(p)));
+      const Batch<T> scale = kept.fraction * power(kept.exponent - reference(p));
+      store(scratch.above + c, scale * load_some(state.row(1) + c, count));
+      store(scratch.below + c, scale * load_some(state.row(2) + c, count));
     });
   }
 
   /// Sums over a power of two become sums over e^p again.
-  void close(const Block& block) const {
-    const State state = this->state();
+  void close(const Scratch& scratch, const Block& block) const {
+    const Sequence<T>& state = problem_.state;
     for_registers(block, [&](Index c, auto count) SEQMIX_INLINE_LAMBDA {
-      const Batch<T> p = load_some(state.p + c, count);
+      const Batch<T> p = load(scratch.p + c);
       const Scaled kept = exponential(-finite(p));
-      scale_sums(state, c, count, kept.fraction * power(kept.exponent + reference(p)));
+      const Batch<T> scale = kept.fraction * power(kept.exponent + reference(p));
+      store_some(state.row(0) + c, p, count);
+      store_some(state.row(1) + c, scale * load(scratch.above + c), count);
+      store_some(state.row(2) + c, scale * load(scratch.below + c), count);
     });
-  }
-
-  template <class Count>
-  SEQMIX_ALWAYS_INLINE static void scale_sums(const State& state, Index c, Count count, const Batch<T>& scale) {
-    for (T* const row : {state.above, state.below}) store_some(row + c, scale * load_some(row + c, count), count);
   }
 
   /// R tokens of a block of channels.
   template <Index R>
   void advance(const Scratch& scratch, Index t, const Block& block) const {
     if (make_weights<R>(scratch, t, block)) {
-      for_registers(block, Averager<R>(*this, scratch, t, block));
+      if (streams_) {
+        for_registers(block, Averager<R, true>(*this, scratch, t, block));
+      } else {
+        for_registers(block, Averager<R, false>(*this, scratch, t, block));
+      }
     } else {
-      const Averager<R> average(*this, scratch, t, block);
+      const Averager<R, false> average(*this, scratch, t, block);
       for_registers(block, [&](Index c, auto count) {
         if (xsimd::all(usual(to_bits(load(scratch.unusual + c - block.begin))))) {
           average(c, count);
@@ -245,7 +256,7 @@ class LogAverageScan {
     if (t + tile_rows > length_ || c % line != 0) return;
     unroll<tile_rows>([&](auto r) SEQMIX_INLINE_LAMBDA {
       prefetch_read(problem_.key.row(t + r) + c), prefetch_read(problem_.value.row(t + r) + c);
-      prefetch_write(problem_.output.row(t + r) + c);
+      if (!streams_) prefetch_write(problem_.output.row(t + r) + c);
     });
   }
 
@@ -260,14 +271,14 @@ class LogAverageScan {
   bool make_weights(Scratch scratch, Index t, const Block& block) const {
     const T* key[R];
     unroll<R>([&](auto r) SEQMIX_INLINE_LAMBDA { key[r] = problem_.key.row(t + r); });
-    const T *const log_decay = problem_.log_decay.data(), *const before = problem_.state.row(0);
+    const T* const log_decay = problem_.log_decay.data();
     const auto least = to_bits(broadcast(magic + T(least_exponent)));
     auto any_unusual = to_bits(broadcast(T(0)));
     for_registers(block, [&](Index c, auto count) SEQMIX_INLINE_LAMBDA {
       const Index at = c - block.begin;
       if constexpr (R == tile_rows) prefetch(t + R, c);
       const Batch<T> offset = load(scratch.offset + c), w = load_some(log_decay + c, count);
-      Batch<T> p = load_some(before + c, count);
+      Batch<T> p = load(scratch.p + c);
       auto unusual = to_bits(broadcast(T(0)));
       unroll<R>([&](auto r) SEQMIX_INLINE_LAMBDA {
         const Batch<T> k = load_some(key[r] + c, count);
@@ -287,16 +298,15 @@ class LogAverageScan {
   }
 
   /// Averages R tokens with the weights in scratch.
-  template <Index R>
+  template <Index R, bool Streams>
   struct Averager {
     Scratch scratch;
-    State state;
     Index begin;
     const T* value[R];
     T* output[R];
 
     Averager(const LogAverageScan& scan, const Scratch& of_scratch, Index t, const Block& block)
-        : scratch(of_scratch), state(scan.state()), begin(block.begin) {
+        : scratch(of_scratch), begin(block.begin) {
       unroll<R>([&](auto r) SEQMIX_INLINE_LAMBDA {
         value[r] = scan.problem_.value.row(t + r), output[r] = scan.problem_.output.row(t + r);
       });
@@ -307,11 +317,16 @@ class LogAverageScan {
       const Index at = c - begin;
       const Batch<T> decay = load(scratch.decay + c), decay_rest = load(scratch.decay_rest + c);
       const Batch<T> bonus = load(scratch.bonus + c);
-      Batch<T> above = load_some(state.above + c, count), below = load_some(state.below + c, count);
+      Batch<T> above = load(scratch.above + c), below = load(scratch.below + c);
       unroll<R>([&](auto r) SEQMIX_INLINE_LAMBDA {
         const Batch<T> v = load_some(value[r] + c, count), weight = load(scratch.weights + r * block_channels + at);
         const Batch<T> current = weight * bonus;
-        store_some(output[r] + c, divide(fma(current, v, above), below + current), count);
+        const Batch<T> average = divide(fma(current, v, above), below + current);
+        if constexpr (Streams && !std::is_same_v<Count, Index>) {
+          store_streaming(output[r] + c, average);
+        } else {
+          store_some(output[r] + c, average, count);
+        }
         above = fma(decay, above, fma(decay_rest, above, weight * v));
         below = fma(decay, below, fma(decay_rest, below, weight));
       });
@@ -320,19 +335,17 @@ class LogAverageScan {
       const Batch<T> scale = power_of_two(before - usual_reference(p) + broadcast(magic + bias));
       above = scale * above, below = scale * below;
       stop_drift(p, above, below);
-      store_some(state.p + c, p, count), store(scratch.offset + c, offset_of(p, bonus));
-      store_some(state.above + c, above, count), store_some(state.below + c, below, count);
+      store(scratch.p + c, p), store(scratch.offset + c, offset_of(p, bonus));
+      store(scratch.above + c, above), store(scratch.below + c, below);
     }
   };
 
   /// Any `rows` tokens of a register of channels.
   template <class Count>
   void advance_any(const Scratch& scratch, Index t, Index rows, Index c, Count count) const {
-    const State state = this->state();
     const Batch<T> w = load_some(problem_.log_decay.data() + c, count), u = load_some(problem_.bonus.data() + c, count);
     const Scaled extra = exponential(u);
-    Batch<T> p = load_some(state.p + c, count), above = load_some(state.above + c, count),
-             below = load_some(state.below + c, count);
+    Batch<T> p = load(scratch.p + c), above = load(scratch.above + c), below = load(scratch.below + c);
     for (const Index end = t + rows; t < end; ++t) {
       const Batch<T> k = load_some(problem_.key.row(t) + c, count), v = load_some(problem_.value.row(t) + c, count);
       const Scaled weight = exponential(k);
@@ -352,13 +365,13 @@ class LogAverageScan {
       add(above, entering * v), add(below, entering);
       stop_drift(p, above, below);
     }
-    store_some(state.p + c, p, count), store_some(state.above + c, above, count),
-        store_some(state.below + c, below, count);
+    store(scratch.p + c, p), store(scratch.above + c, above), store(scratch.below + c, below);
     store(scratch.offset + c, offset_of(p, load(scratch.bonus + c)));
   }
 
   const LogAverageProblem<T>& problem_;
   Index length_, channels_;
+  bool streams_;
 };
 
 }  // namespace detail
