@@ -8,9 +8,8 @@
 //
 // A sequence: channels lie in SIMD lanes. For a tile of some channels by some tokens d, d u and skip u are made once; then a few
 // states at a time stay in registers and pass over the tile's tokens, where exp(d A) is made, used and forgotten; last comes
-// the gate. Few channels, which do not fill a machine, are split over states too: groups of states make partial sums of their
-// own that are added in a fixed order. All this depends on the sizes only, so results don't on the number of threads.
-// A few tokens: states lie in lanes, as they do in memory.
+// the gate. Few channels, which do not fill a machine, are split over states too (engine/pipeline.hpp). A few tokens: states lie
+// in lanes, as they do in memory.
 #pragma once
 
 #include <algorithm>
@@ -18,6 +17,7 @@
 #include <seqmix/core/view.hpp>
 #include <seqmix/core/workspace.hpp>
 #include <seqmix/engine/lanes_of_rows.hpp>
+#include <seqmix/engine/pipeline.hpp>
 #include <seqmix/simd/math.hpp>
 #include <seqmix/simd/math_exp_each.hpp>
 
@@ -53,10 +53,12 @@ class SelectiveScan {
         blocks_(group_blocks_ * problem.write.heads()) {}
 
   void run(Workspace& workspace) const {
-    if (length_ < least_tile) {
-      run_tokens(workspace);
-    } else if (blocks_ <= few_blocks && length_ >= least_split && states_ > register_states) {
-      run_split(workspace);
+    if (length_ < least_tile) return run_tokens(workspace);
+    const Index most_stages =
+        length_ < least_piped ? 1 : (states_ + before_states() + after_states()) / register_states;
+    const Index stages = pipeline_stages(blocks_, most_stages, workspace.concurrency());
+    if (stages > 1) {
+      run_stages(stages, workspace);
     } else {
       run_blocks(workspace);
     }
@@ -68,7 +70,7 @@ class SelectiveScan {
   static constexpr Index block_rows = 32;      // of a tile; d, d u and y of one tile fit into the first-level cache
   static constexpr Index register_states = 4;  // that pass over a tile together
   static constexpr Index least_tile = 4;       // tokens for which it pays to transpose the state
-  static constexpr Index few_blocks = 2, least_split = 256, split_rows = 1024;
+  static constexpr Index least_piped = 256;    // tokens for which it pays to pass tiles on
 
   /// d is kept times log2(e), for exp2.
   static constexpr T log2_e = T(1.4426950408889634);
@@ -146,8 +148,7 @@ class SelectiveScan {
   }
 
   /// Fills the tile with tokens begin .. begin + count - 1; asks for those `ahead` tokens later of the block at `next`.
-  void stage(const Block& block, const Tile& tile, Index to, Index begin, Index count, const Block& next,
-             Index ahead) const {
+  void stage(const Block& block, const Tile& tile, Index begin, Index count, const Block& next, Index ahead) const {
     constexpr Index line = Index(memory_alignment / sizeof(T));
     const bool gated = problem_.gate.channels() > 0;
     for (Index t = begin; t < begin + count; ++t) {
@@ -159,7 +160,7 @@ class SelectiveScan {
         prefetch_write(problem_.output.row(t) + block.channel + c);
       }
       const Row now = row(t, block);
-      const Index at = tile.at(0, to + t - begin), pitch = tile.at(1, 0);
+      const Index at = tile.at(0, t - begin), pitch = tile.at(1, 0);
       for_registers(block, [&](Index c, Index v, auto some) SEQMIX_INLINE_LAMBDA {
         const Staged staged = stage(now, c, some);
         store(tile.delta + at + v * pitch, staged.delta), store(tile.input + at + v * pitch, staged.input);
@@ -221,11 +222,11 @@ class SelectiveScan {
 
   /// States first .. last - 1 over `rows` tokens of a tile. decay, state: of the block, vector v's state n at
   /// (v * states + n) * width.
-  void sweep_states(const Block& block, const Tile& tile, Index rows, T* sums, const T* decay, T* state, Index begin,
+  void sweep_states(const Block& block, const Tile& tile, Index rows, const T* decay, T* state, Index begin,
                     Index first, Index last) const {
     for (Index v = 0; v < block.vectors(); ++v) {
       const T *delta = tile.delta + tile.at(v, 0), *input = tile.input + tile.at(v, 0);
-      T* const output = sums + tile.at(v, 0);
+      T* const output = tile.output + tile.at(v, 0);
       const bool normal = all_normal(delta, decay + v * states_ * width, rows);
       const auto some = [&](auto count, Index n) SEQMIX_INLINE_LAMBDA {
         const Index at = (v * states_ + n) * width;
@@ -241,6 +242,16 @@ class SelectiveScan {
       }
       if (n + 2 <= last) some(std::integral_constant<Index, 2>{}, n), n += 2;
       if (n < last) some(std::integral_constant<Index, 1>{}, n);
+    }
+  }
+
+  /// Writes the outputs of `rows` tokens of a tile, from token `begin` of the sequence on.
+  void finish(const Block& block, const Tile& tile, Index begin, Index rows) const {
+    for (Index t = 0; t < rows; ++t) {
+      const Row to = row(begin + t, block);
+      const T* const sums = tile.output + tile.at(0, t);
+      for_registers(block, [&](Index c, Index v, auto some)
+                               SEQMIX_INLINE_LAMBDA { finish(to, c, some, load(sums + v * tile.at(1, 0))); });
     }
   }
 
@@ -278,68 +289,48 @@ class SelectiveScan {
         for (Index i = first; i < last; ++i) {
           const Block now = block(i);
           const bool wraps = i + 1 == last;
-          stage(now, tile, 0, begin, rows, block(wraps ? first : i + 1), wraps ? block_rows : 0);
-          sweep_states(now, tile, rows, tile.output, decay + (i - first) * numbers, state + (i - first) * numbers,
-                       begin, 0, states_);
-          for (Index t = 0; t < rows; ++t) {
-            const Row to = row(begin + t, now);
-            const T* const sums = tile.output + tile.at(0, t);
-            for_registers(now, [&](Index c, Index v, auto some)
-                                   SEQMIX_INLINE_LAMBDA { finish(to, c, some, load(sums + v * tile.at(1, 0))); });
-          }
+          stage(now, tile, begin, rows, block(wraps ? first : i + 1), wraps ? block_rows : 0);
+          sweep_states(now, tile, rows, decay + (i - first) * numbers, state + (i - first) * numbers, begin, 0,
+                       states_);
+          finish(now, tile, begin, rows);
         }
       }
       for (Index i = first; i < last; ++i) store_block(block(i), state + (i - first) * numbers);
     });
   }
 
-  /// Few channels: pieces of work are groups of states, and rows before and after.
-  void run_split(Workspace& workspace) const {
+  /// How many states take as long as filling a tile does, and as what comes after them (measured).
+  Index before_states() const { return problem_.softplus ? 5 : 1; }
+  Index after_states() const { return problem_.gate.channels() > 0 ? 1 : 0; }
+  Index first_state(Index stage, Index stages) const {
+    const Index all = before_states() + states_ + after_states();
+    return std::clamp<Index>(all * stage / stages - before_states(), 0, states_);
+  }
+
+  /// Few channels: pieces of work are some states of them, which pass on the tiles that the first of them have filled.
+  void run_stages(Index stages, Workspace& workspace) const {
     const auto frame = workspace.frame();
-    const Index numbers = block_channels * states_;
-    const Index parts = (states_ + register_states - 1) / register_states;
+    const Index numbers = block_channels * states_, vectors = block(0).vectors();
     T* const decay = workspace.take<T>(blocks_ * numbers).data();
     T* const state = workspace.take<T>(blocks_ * numbers).data();
-    const Index tile_numbers = block_channels * split_rows;
-    const Tile tiles = make_tile(blocks_ * block_vectors, split_rows, workspace);
-    T* const sums = workspace.take<T>(blocks_ * parts * tile_numbers).data();  // of each group of states
-    const auto tile_of = [&](Index i) -> Tile {
-      const Index at = i * tile_numbers;
-      return {tiles.delta + at, tiles.input + at, tiles.output + at, split_rows};
-    };
-    const auto sums_of = [&](Index i, Index part) { return sums + (i * parts + part) * tile_numbers; };
     for (Index i = 0; i < blocks_; ++i) load_block(block(i), decay + i * numbers, state + i * numbers);
-    for (Index begin = 0; begin < length_; begin += split_rows) {
-      const Index rows = std::min(split_rows, length_ - begin);
-      workspace.for_row_blocks(rows, [&](Index first, Index count) {
-        for (Index i = 0; i < blocks_; ++i) {
-          stage(block(i), tile_of(i), first, begin + first, count, block(i), split_rows);
-        }
-      });
-      workspace.parallel_for(blocks_ * parts, [&](Index piece, Workspace&) {
-        const Index i = piece / parts, part = piece % parts, n = part * register_states;
-        const Block now = block(i);
-        const Tile tile = tile_of(i);
-        for (Index v = 0; v < now.vectors(); ++v) {
-          std::fill_n(sums_of(i, part) + tile.at(v, 0), rows * width, T(0));
-        }
-        sweep_states(now, tile, rows, sums_of(i, part), decay + i * numbers, state + i * numbers, begin, n,
-                     std::min(n + register_states, states_));
-      });
-      workspace.for_row_blocks(rows, [&](Index first, Index count) {
-        for (Index i = 0; i < blocks_; ++i) {
-          const Tile tile = tile_of(i);
-          for (Index t = first; t < first + count; ++t) {
-            const Row to = row(begin + t, block(i));
-            for_registers(block(i), [&](Index c, Index v, auto some) SEQMIX_INLINE_LAMBDA {
-              Batch<T> sum = load(tile.output + tile.at(v, t));
-              for (Index part = 0; part < parts; ++part) sum = sum + load(sums_of(i, part) + tile.at(v, t));
-              finish(to, c, some, sum);
-            });
-          }
-        }
-      });
-    }
+    const Index tiles_passed = std::clamp<Index>(length_ / (32 * block_rows), 2, 16);  // at a time
+    const Index part = vectors * block_rows * width, rows_passed = tiles_passed * block_rows;
+    T* const passed = workspace.take<T>(blocks_ * stages * tiles_passed * 3 * part).data();
+    const auto piece = [&](Index i, Index stage, Index index, Workspace&) {
+      const Block now = block(i);
+      const Index first = first_state(stage, stages), last = first_state(stage + 1, stages);
+      const Index from = index * rows_passed, end = std::min(from + rows_passed, length_);
+      T* numbers_of_tile = passed + (i * stages + index % stages) * tiles_passed * 3 * part;
+      for (Index begin = from; begin < end; begin += block_rows, numbers_of_tile += 3 * part) {
+        const Index rows = std::min(block_rows, end - begin);
+        const Tile tile = {numbers_of_tile, numbers_of_tile + part, numbers_of_tile + 2 * part, block_rows};
+        if (stage == 0) this->stage(now, tile, begin, rows, now, block_rows);
+        sweep_states(now, tile, rows, decay + i * numbers, state + i * numbers, begin, first, last);
+        if (stage + 1 == stages) finish(now, tile, begin, rows);
+      }
+    };
+    run_pipeline(blocks_, stages, (length_ + rows_passed - 1) / rows_passed, workspace, piece);
     for (Index i = 0; i < blocks_; ++i) store_block(block(i), state + i * numbers);
   }
 

@@ -9,9 +9,8 @@
 //   Source    Gu et al. 2022, arXiv:2206.11893 (S4D); Ma et al. 2022, arXiv:2209.10655, section 3 (damped averages)
 //
 // A sequence: channels lie in SIMD lanes, and a few states of a register of channels pass over the tokens of a tile with sums
-// of the outputs. Few channels, which do not fill a machine, are split over states too: groups of states make partial sums of
-// their own that are added in a fixed order. All this depends on the sizes only, so results don't on the number of threads.
-// A few tokens: states lie in lanes, as they do in memory. Whoever keeps one state of a pair of conjugates puts the 2 into C.
+// of the outputs. Few channels, which do not fill a machine, are split over states too (engine/pipeline.hpp). A few tokens:
+// states lie in lanes, as they do in memory. Whoever keeps one state of a pair of conjugates puts the 2 into C.
 #pragma once
 
 #include <algorithm>
@@ -22,6 +21,7 @@
 #include <seqmix/core/view.hpp>
 #include <seqmix/core/workspace.hpp>
 #include <seqmix/engine/lanes_of_rows.hpp>
+#include <seqmix/engine/pipeline.hpp>
 #include <string_view>
 #include <vector>
 
@@ -92,38 +92,17 @@ class DiagonalSystem {
     if (x.length() == 0 || outputs() == 0) return;
     if (x.length() < least_tile) {
       run_tokens(x, state, y, workspace);
-    } else if (vectors() <= few_vectors && x.length() >= least_split && states_ > register_states) {
-      run_split(x, state, y, workspace);
     } else {
-      workspace.parallel_for(vectors(), [&](Index v, Workspace& local) {
-        T* const lanes_state = local.take<T>(pitch()).data();
-        T* const before = local.take<T>(pitch()).data();
-        T* const sums = local.take<T>(block_rows * width).data();
-        T* const inputs = local.take<T>(block_rows * width).data();
-        load_state(state, v, lanes_state);
-        for (Index begin = 0; begin < x.length(); begin += block_rows) {
-          const Index rows = std::min(block_rows, x.length() - begin);
-          gather(x.rows(begin, rows), v, inputs);
-          if (outputs_ > 1) std::copy_n(lanes_state, pitch(), before);
-          for (Index j = 0; j < outputs_; ++j) {
-            if (j > 0) std::copy_n(before, pitch(), lanes_state);
-            std::fill_n(sums, rows * width, T(0));
-            sweep_states(v, j, inputs, rows, lanes_state, sums, 0, states_);
-            for (Index t = 0; t < rows; ++t)
-              finish(v, j, load(inputs + t * width), load(sums + t * width), y.row(begin + t));
-          }
-        }
-        store_state(lanes_state, v, state);
-      });
+      run_sequence(x, state, y, workspace);
     }
   }
 
  private:
   static constexpr Index width = lanes<T>, parts_of_number = complex ? 2 : 1;
-  static constexpr Index block_rows = 64;
-  static constexpr Index register_states = complex ? 3 : 4;  // that pass over a tile together
+  static constexpr Index block_rows = 64;                    // whose sums fit into the first-level cache
+  static constexpr Index register_states = complex ? 3 : 4;  // that pass over a block together
   static constexpr Index least_tile = 4;                     // tokens for which it pays to transpose the state
-  static constexpr Index few_vectors = 2, least_split = 256, split_rows = 1024;
+  static constexpr Index least_piped = 256;                  // tokens for which it pays to cut them into tiles
 
   Index vectors() const { return (channels_ + width - 1) / width; }
   Index lanes_of(Index v) const { return std::min(width, channels_ - v * width); }
@@ -135,20 +114,20 @@ class DiagonalSystem {
     return packed_.data() + (v * Index(rows_.size()) + which) * pitch() + n * parts_of_number * width;
   }
 
-  /// The state of a register of channels, [state][part][lane] in lanes.
-  void load_state(HeadSequence<T> state, Index v, T* to) const {
+  /// States first .. last - 1 of a register of channels, [state][part][lane] in lanes.
+  void load_state(HeadSequence<T> state, Index v, Index first, Index last, T* to) const {
     for (Index part = 0; part < parts_of_number; ++part) {
       for (Index i = 0; i < width; ++i) {
-        for (Index n = 0; n < states_; ++n) {
+        for (Index n = first; n < last; ++n) {
           to[(n * parts_of_number + part) * width + i] = i < lanes_of(v) ? state(part, v * width + i, n) : T(0);
         }
       }
     }
   }
-  void store_state(const T* from, Index v, HeadSequence<T> state) const {
+  void store_state(const T* from, Index v, Index first, Index last, HeadSequence<T> state) const {
     for (Index part = 0; part < parts_of_number; ++part) {
       for (Index i = 0; i < lanes_of(v); ++i) {
-        for (Index n = 0; n < states_; ++n) {
+        for (Index n = first; n < last; ++n) {
           state(part, v * width + i, n) = from[(n * parts_of_number + part) * width + i];
         }
       }
@@ -206,11 +185,14 @@ class DiagonalSystem {
       sweep<count>(packed(v, 0, n), packed(v, 1, n), packed(v, 2 + j, n), x, rows, state + n * parts_of_number * width,
                    sums);
     };
-    Index n = first;
-    for (; n + register_states <= last; n += register_states) {
-      some(std::integral_constant<Index, register_states>{}, n);
+    for (Index n = first; n < last;) {
+      const Index rest = last - n, passes = (rest + register_states - 1) / register_states;
+      const Index together = (rest + passes - 1) / passes;
+      unroll<register_states>([&](auto i) SEQMIX_INLINE_LAMBDA {
+        if (together == i + 1) some(std::integral_constant<Index, i + 1>{}, n);
+      });
+      n += together;
     }
-    for (; n < last; ++n) some(std::integral_constant<Index, 1>{}, n);
   }
 
   /// Adds what skips the states and writes output j of a register of channels.
@@ -225,39 +207,46 @@ class DiagonalSystem {
     }
   }
 
-  /// Few channels: pieces of work are groups of states.
-  void run_split(ConstSequence<T> x, HeadSequence<T> state, Sequence<T> y, Workspace& workspace) const {
+  /// Registers of channels side by side; some states of them in stages, where there are more workers than these.
+  void run_sequence(ConstSequence<T> x, HeadSequence<T> state, Sequence<T> y, Workspace& workspace) const {
     const auto frame = workspace.frame();
-    const Index parts = (states_ + register_states - 1) / register_states, tile = split_rows * width;
+    const Index length = x.length(), most_stages = length < least_piped ? 1 : states_ / register_states;
+    const Index stages = pipeline_stages(vectors(), most_stages, workspace.concurrency());
+    // Blocks passed on at a time, and their sums [vector][stage that has them][block][output][token][lane].
+    const Index blocks = (length + block_rows - 1) / block_rows, sums_of_block = outputs_ * block_rows * width;
+    const Index blocks_passed = stages > 1 ? std::clamp<Index>(blocks / 32, 1, 16) : blocks;
+    T* const passed = workspace.take<T>(stages > 1 ? vectors() * stages * blocks_passed * sums_of_block : 0).data();
     T* const lanes_state = workspace.take<T>(vectors() * pitch()).data();
-    T* const before = workspace.take<T>(vectors() * pitch()).data();
-    T* const inputs = workspace.take<T>(vectors() * tile).data();
-    T* const sums = workspace.take<T>(vectors() * parts * tile).data();
-    for (Index v = 0; v < vectors(); ++v) load_state(state, v, lanes_state + v * pitch());
-    for (Index begin = 0; begin < x.length(); begin += split_rows) {
-      const Index rows = std::min(split_rows, x.length() - begin);
-      for (Index v = 0; v < vectors(); ++v) gather(x.rows(begin, rows), v, inputs + v * tile);
-      std::copy_n(lanes_state, vectors() * pitch(), before);
-      for (Index j = 0; j < outputs_; ++j) {
-        if (j > 0) std::copy_n(before, vectors() * pitch(), lanes_state);
-        workspace.parallel_for(vectors() * parts, [&](Index piece, Workspace&) {
-          const Index v = piece / parts, n = piece % parts * register_states;
-          std::fill_n(sums + piece * tile, rows * width, T(0));
-          sweep_states(v, j, inputs + v * tile, rows, lanes_state + v * pitch(), sums + piece * tile, n,
-                       std::min(n + register_states, states_));
-        });
-        workspace.for_row_blocks(rows, [&](Index first, Index count) {
-          for (Index v = 0; v < vectors(); ++v) {
-            for (Index t = first; t < first + count; ++t) {
-              Batch<T> sum = broadcast(T(0));
-              for (Index part = 0; part < parts; ++part) sum = sum + load(sums + (v * parts + part) * tile + t * width);
-              finish(v, j, load(inputs + v * tile + t * width), sum, y.row(begin + t));
-            }
+    const auto piece = [&](Index v, Index stage, Index index, Workspace& local) {
+      const Index first = states_ * stage / stages, last = states_ * (stage + 1) / stages;
+      const Index numbers = (last - first) * parts_of_number * width;
+      T* const all = lanes_state + v * pitch();
+      T* const own = all + first * parts_of_number * width;
+      T* const before = local.take<T>(numbers).data();
+      T* const inputs = local.take<T>(block_rows * width).data();
+      T* const alone = local.take<T>(stages > 1 ? 0 : sums_of_block).data();
+      if (index == 0) load_state(state, v, first, last, all);
+      const Index first_block = index * blocks_passed, end_block = std::min(first_block + blocks_passed, blocks);
+      for (Index block = first_block; block < end_block; ++block) {
+        const Index begin = block * block_rows, rows = std::min(block_rows, length - begin);
+        const Index place = (v * stages + index % stages) * blocks_passed + block - first_block;
+        T* const sums = stages > 1 ? passed + place * sums_of_block : alone;
+        gather(x.rows(begin, rows), v, inputs);
+        if (stage == 0) std::fill_n(sums, sums_of_block, T(0));
+        if (outputs_ > 1) std::copy_n(own, numbers, before);
+        for (Index j = 0; j < outputs_; ++j) {
+          T* const sum = sums + j * block_rows * width;
+          if (j > 0) std::copy_n(before, numbers, own);
+          sweep_states(v, j, inputs, rows, all, sum, first, last);
+          if (stage + 1 < stages) continue;
+          for (Index t = 0; t < rows; ++t) {
+            finish(v, j, load(inputs + t * width), load(sum + t * width), y.row(begin + t));
           }
-        });
+        }
       }
-    }
-    for (Index v = 0; v < vectors(); ++v) store_state(lanes_state + v * pitch(), v, state);
+      if (end_block == blocks) store_state(all, v, first, last, state);
+    };
+    run_pipeline(vectors(), stages, (blocks + blocks_passed - 1) / blocks_passed, workspace, piece);
   }
 
   /// Few tokens: states in lanes.
