@@ -64,69 +64,100 @@ struct TrapezoidalState {
 
 namespace detail {
 
+/// The work on heads `first` .. first + heads - 1, of which `together` (one or all of them) are done side by side.
 template <class T>
 class TrapezoidalRecurrence {
  public:
   TrapezoidalRecurrence(const TrapezoidalStreams<T>& streams, const TrapezoidalParameters<T>& parameters,
-                        const TrapezoidalState<T>& state, const HeadSequence<T>& output, Workspace& workspace)
-      : streams_(streams), parameters_(parameters), state_(state), output_(output) {
+                        const TrapezoidalState<T>& state, const HeadSequence<T>& output, Index first, Index heads,
+                        Index together, Workspace& workspace)
+      : streams_(streams),
+        parameters_(parameters),
+        state_(state),
+        output_(output),
+        first_(first),
+        heads_(heads),
+        together_(together) {
     const Index most = std::min(output.length(), piece), ranks = most * rows_;
-    queries_ = workspace.heads<T>(ranks, heads_, key_dim_), keys_ = workspace.heads<T>(ranks, heads_, key_dim_);
-    weight_ = workspace.sequence<T>(ranks, heads_), own_ = workspace.sequence<T>(ranks, heads_);
-    log_decay_ = workspace.sequence<T>(ranks, heads_);
-    early_ = workspace.sequence<T>(most + 1, heads_), late_ = workspace.sequence<T>(most + 1, heads_);
+    queries_ = workspace.heads<T>(ranks, together, key_dim_), keys_ = workspace.heads<T>(ranks, together, key_dim_);
+    weight_ = workspace.sequence<T>(ranks, heads), own_ = workspace.sequence<T>(ranks, heads);
+    log_decay_ = workspace.sequence<T>(ranks, heads);
+    early_ = workspace.sequence<T>(most + 1, heads), late_ = workspace.sequence<T>(most + 1, heads);
+    if (shares_angles()) pace_ = workspace.sequence<T>(most, state.angle.channels());
     ones_ = workspace.take<T>(value_dim_).data();
     std::fill_n(ones_, value_dim_, T(1));
     if (!spreads_) return;
-    values_ = workspace.heads<T>(ranks, heads_, value_dim_), outputs_ = workspace.heads<T>(ranks, heads_, value_dim_);
+    values_ = workspace.heads<T>(ranks, together, value_dim_),
+    outputs_ = workspace.heads<T>(ranks, together, value_dim_);
     // What is only read, or only written, has zeros for the rest.
     for (Index row = 0; rank_ > 1 && row < ranks; ++row) {
       const bool reads = row % rows_ < rank_;
-      std::fill_n((reads ? keys_ : queries_).row(row, 0), heads_ * key_dim_, T(0));
-      if (reads) std::fill_n(values_.row(row, 0), heads_ * value_dim_, T(0));
+      std::fill_n((reads ? keys_ : queries_).row(row, 0), together * key_dim_, T(0));
+      if (reads) std::fill_n(values_.row(row, 0), together * value_dim_, T(0));
     }
   }
 
   void run(Workspace& workspace) {
     const Index length = output_.length();
-    for (Index begin = 0; begin < length; begin += piece) run_piece(begin, std::min(piece, length - begin), workspace);
+    for (Index begin = 0; begin < length; begin += piece) {
+      const Index count = std::min(piece, length - begin);
+      set_weights(begin, count);
+      if (shares_angles()) set_paces(0, begin, count, pace_);
+      for (Index h = 0; h < heads_; h += together_) run_heads(h, begin, count, workspace);
+    }
   }
 
  private:
   // So that scratch does not grow with the length. Each piece copies the memory, which takes as long as ten tokens.
   static constexpr Index piece = 128;
 
-  void run_piece(Index begin, Index count, Workspace& workspace) {
-    set_weights(begin, count);
-    workspace.parallel_for(heads_, [&](Index h, Workspace& local) {
-      if (begin == 0) write_again(h);
-      turn(h, begin, count, local);
+  bool shares_angles() const { return streams_.angle.heads() == 1; }
+
+  template <class U>
+  HeadSequence<U> some_heads(const HeadSequence<U>& all, Index first) const {
+    return {all.data() + first * all.head_stride(),
+            all.length(),
+            together_,
+            all.head_dim(),
+            all.row_stride(),
+            all.head_stride()};
+  }
+
+  /// Heads from `first` of ours on.
+  void run_heads(Index first, Index begin, Index count, Workspace& workspace) {
+    workspace.parallel_for(together_, [&](Index i, Workspace& local) {
+      if (begin == 0) write_again(first + i);
+      turn(first + i, i, begin, count, local);
     });
-    ConstHeadSequence<T> values = streams_.value.rows(begin, count);
-    HeadSequence<T> outputs = output_.rows(begin, count);
+    ConstHeadSequence<T> values = some_heads(streams_.value.rows(begin, count), first_ + first);
+    HeadSequence<T> outputs = some_heads(output_.rows(begin, count), first_ + first);
     const auto rows = [&](const auto& scratch) { return scratch.rows(0, count * rows_); };
+    const auto columns = [&](const Sequence<T>& scratch) { return rows(scratch).columns(first, together_); };
     if (spreads_) {
       values = rows(values_), outputs = rows(outputs_);
-      workspace.for_row_blocks(count, [&](Index first, Index some) { spread(begin, first, some); });
+      workspace.for_row_blocks(count, [&](Index row, Index some) { spread(first, begin, row, some); });
     }
+    const MemoryView<T>& memory = state_.memory;
+    const bool skips = rank_ == 1 && parameters_.d.channels() > 0;
     linear_recurrence(
         LinearRecurrenceProblem<T, decay::PerToken<T>, readout::Weighted<T>>{
             rows(queries_),
             rows(keys_),
             values,
-            {rows(log_decay_)},
-            {rows(weight_), rows(own_), rank_ > 1 ? ConstToken<T>() : parameters_.d},
+            {columns(log_decay_)},
+            {columns(weight_), columns(own_),
+             skips ? ConstToken<T>(parameters_.d.data() + first_ + first, together_) : ConstToken<T>()},
             {},
             T(1),
-            state_.memory,
+            {memory.row(first_ + first, 0), together_, key_dim_, value_dim_, memory.head_stride(), memory.row_stride()},
             outputs},
         workspace);
-    workspace.for_row_blocks(count, [&](Index first, Index some) { finish(begin, first, some); });
+    workspace.for_row_blocks(count, [&](Index row, Index some) { finish(first, begin, row, some); });
     if (begin + count < output_.length()) return;
-    for (Index row = 0; row < heads_ * rank_; ++row) {
-      const Index h = row / rank_, token = written(count - 1, row % rank_);
-      std::copy_n(keys_.row(token, h), key_dim_, state_.key.row(row));
-      std::copy_n(values.row(token, h), value_dim_, state_.value.row(row));
+    for (Index i = 0; i < together_ * rank_; ++i) {
+      const Index token = written(count - 1, i % rank_), row = (first_ + first) * rank_ + i;
+      std::copy_n(keys_.row(token, i / rank_), key_dim_, state_.key.row(row));
+      std::copy_n(values.row(token, i / rank_), value_dim_, state_.value.row(row));
     }
   }
 
@@ -140,90 +171,111 @@ class TrapezoidalRecurrence {
       if (begin + t == output_.length()) {
         std::fill_n(late_.row(t), heads_, T(0));
       } else {
-        map_row(heads_, early_.row(t), early, streams_.trapezoid.row(begin + t), streams_.dt.row(begin + t));
-        map_row(heads_, late_.row(t), late, streams_.trapezoid.row(begin + t), streams_.dt.row(begin + t));
+        const T *trapezoid = streams_.trapezoid.row(begin + t) + first_, *dt = streams_.dt.row(begin + t) + first_;
+        map_row(heads_, early_.row(t), early, trapezoid, dt);
+        map_row(heads_, late_.row(t), late, trapezoid, dt);
       }
     }
     for (Index row = 0; row < count * rows_; ++row) {
       const Index t = row / rows_;
       std::fill_n(log_decay_.row(row), heads_, T(0));
-      if (row % rows_ == 0) std::copy_n(streams_.log_decay.row(begin + t), heads_, log_decay_.row(row));
+      if (row % rows_ == 0) std::copy_n(streams_.log_decay.row(begin + t) + first_, heads_, log_decay_.row(row));
       std::copy_n(early_.row(t), heads_, own_.row(row));
       map_row(heads_, weight_.row(row), sum, early_.row(t), late_.row(t + 1));
       if (row % rows_ < rows_ - rank_) std::fill_n(weight_.row(row), heads_, T(0));
     }
   }
 
+  /// By how much angles change in a time of 1 / pi.
+  void set_paces(Index source, Index begin, Index count, const Sequence<T>& to) const {
+    for (Index t = 0; t < count; ++t) {
+      map_row(
+          to.channels(), to.row(t), [](const Batch<T>& x) SEQMIX_INLINE_LAMBDA { return tanh(x); },
+          streams_.angle.row(begin + t, source));
+    }
+  }
+
   /// The second use of the token before the first.
   void write_again(Index h) {
-    for (Index row = h * rank_; row < (h + 1) * rank_; ++row) {
+    for (Index row = (first_ + h) * rank_; row < (first_ + h + 1) * rank_; ++row) {
       for (Index i = 0; i < key_dim_; ++i) {
         const Batch<T> k = broadcast(late_(0, h) * state_.key(row, i));
         const auto add = [&](const Batch<T>& s, const Batch<T>& v) SEQMIX_INLINE_LAMBDA { return fma(k, v, s); };
-        map_row(value_dim_, state_.memory.row(h, i), add, state_.memory.row(h, i), state_.value.row(row));
+        T* const memory = state_.memory.row(first_ + h, i);
+        map_row(value_dim_, memory, add, memory, state_.value.row(row));
       }
     }
   }
 
   /// Queries and keys of a head, with their biases, turned by the sums of the angles.
-  void turn(Index h, Index begin, Index count, Workspace& workspace) {
-    constexpr double pi = std::numbers::pi;
-    const Index angles = state_.angle.channels(), groups = streams_.query.heads() / rank_;
-    const Index group = h / (heads_ / groups), source = streams_.angle.heads() > 1 ? h : 0;
-    T* const sine = workspace.take<T>(angles).data();
-    T* const cosine = workspace.take<T>(angles).data();
-    double* const sum = state_.angle.row(h);
+  void turn(Index h, Index place, Index begin, Index count, Workspace& workspace) {
+    const Index angles = state_.angle.channels(), groups = streams_.query.heads() / rank_, head = first_ + h;
+    const Index group = head / (state_.memory.heads() / groups);
+    Sequence<T> pace = pace_;
+    if (!shares_angles()) {
+      pace = workspace.sequence<T>(count, angles);
+      set_paces(head, begin, count, pace);
+    }
+    // The angles of a piece, then their sines; and cosines.
+    T* const sine = workspace.take<T>(count * angles).data();
+    T* const cosine = workspace.take<T>(count * angles).data();
+    double* const sum = state_.angle.row(head);
+    for (Index t = 0; t < count; ++t) {
+      advance_angles(angles, std::numbers::pi * double(streams_.dt(begin + t, head)), pace.row(t), sum,
+                     sine + t * angles);
+    }
+    for (Index i = 0; i < count * angles; i += lanes<T>) {
+      const Index some = std::min(lanes<T>, count * angles - i);
+      const auto [s, c] = sincos(load_some(sine + i, some));
+      store_some(sine + i, s, some), store_some(cosine + i, c, some);
+    }
     const auto plus = [](const Batch<T>& x, const Batch<T>& y) SEQMIX_INLINE_LAMBDA { return x + y; };
     for (Index t = 0; t < count; ++t) {
-      const double pace = pi * double(streams_.dt(begin + t, h));
-      map_row(
-          angles, sine, [](const Batch<T>& x) SEQMIX_INLINE_LAMBDA { return tanh(x); },
-          streams_.angle.row(begin + t, source));
-      for (Index i = 0; i < angles; ++i) {
-        const double turned = sum[i] + pace * double(sine[i]);
-        sum[i] = turned - 2 * pi * std::floor(turned / (2 * pi) + 0.5);
-        sine[i] = T(sum[i]);
-      }
-      for (Index i = 0; i < angles; i += lanes<T>) {
-        const Index some = std::min(lanes<T>, angles - i);
-        const auto [s, c] = sincos(load_partial(sine + i, some));
-        store_partial(sine + i, s, some);
-        store_partial(cosine + i, c, some);
-      }
       for (Index r = 0; r < rank_; ++r) {
         const auto set = [&](const auto& from, const auto& bias, T* to) {
-          map_row(key_dim_, to, plus, from.row(begin + t, r * groups + group), bias.row(h * rank_ + r));
-          turn_pairs(to, parameters_.pairs, key_dim_, angles, sine, cosine);
+          map_row(key_dim_, to, plus, from.row(begin + t, r * groups + group), bias.row(head * rank_ + r));
+          turn_pairs(to, parameters_.pairs, key_dim_, angles, sine + t * angles, cosine + t * angles);
         };
-        set(streams_.query, parameters_.query_bias, queries_.row(t * rows_ + r, h));
-        set(streams_.key, parameters_.key_bias, keys_.row(written(t, r), h));
+        set(streams_.query, parameters_.query_bias, queries_.row(t * rows_ + r, place));
+        set(streams_.key, parameters_.key_bias, keys_.row(written(t, r), place));
       }
     }
   }
 
+  /// sum += time pace, less whole turns; to `angle` too.
+  static void advance_angles(Index count, double time, const T* pace, double* sum, T* angle) {
+    constexpr double turn = 2 * std::numbers::pi, round_magic = 0x1.8p+52;
+    for (Index i = 0; i < count; ++i) {
+      const double turned = sum[i] + time * double(pace[i]);
+      sum[i] = turned - turn * ((turned * (1 / turn) + round_magic) - round_magic);
+    }
+    for (Index i = 0; i < count; ++i) angle[i] = T(sum[i]);
+  }
+
   /// Values of all ranks.
-  void spread(Index begin, Index first, Index count) {
+  void spread(Index first, Index begin, Index row, Index count) {
     const auto times = [](const Batch<T>& x, const Batch<T>& y) SEQMIX_INLINE_LAMBDA { return x * y; };
-    for (Index t = first; t < first + count; ++t) {
-      for (Index row = 0; row < heads_ * rank_; ++row) {
-        const Index h = row / rank_;
-        map_row(value_dim_, values_.row(written(t, row % rank_), h), times, streams_.value.row(begin + t, h),
-                factors(parameters_.value_in, row));
+    for (Index t = row; t < row + count; ++t) {
+      for (Index i = 0; i < together_ * rank_; ++i) {
+        const Index head = first_ + first + i / rank_;
+        map_row(value_dim_, values_.row(written(t, i % rank_), i / rank_), times, streams_.value.row(begin + t, head),
+                factors(parameters_.value_in, (first_ + first) * rank_ + i));
       }
     }
   }
 
   /// Outputs of all ranks, added up; or the only one in place.
-  void finish(Index begin, Index first, Index count) {
+  void finish(Index first, Index begin, Index row, Index count) {
     const bool gates = streams_.gate.length() > 0;
     if (!spreads_ && !gates && !parameters_.norm && parameters_.output_out.length() == 0) return;
-    for (Index t = first; t < first + count; ++t) {
-      for (Index h = 0; h < heads_; ++h) {
-        T* const y = output_.row(begin + t, h);
+    for (Index t = row; t < row + count; ++t) {
+      for (Index i = 0; i < together_; ++i) {
+        const Index head = first_ + first + i;
+        T* const y = output_.row(begin + t, head);
         for (Index r = 0; r < rank_; ++r) {
-          T* const o = spreads_ ? outputs_.row(t * rows_ + r, h) : y;
-          if (rank_ > 1) add_token(t, h, r, o);
-          const T* const weights = parameters_.norm ? factors(parameters_.norm_weight, h) : ones_;
+          T* const o = spreads_ ? outputs_.row(t * rows_ + r, i) : y;
+          if (rank_ > 1) add_token(t, first + i, i, r, o);
+          const T* const weights = parameters_.norm ? factors(parameters_.norm_weight, head) : ones_;
           const Batch<T> scale = broadcast(parameters_.norm ? inverse_rms(o, value_dim_, parameters_.norm_eps) : T(1));
           map_row(
               value_dim_, y,
@@ -233,23 +285,23 @@ class TrapezoidalRecurrence {
                 if (gates) result *= silu(z * in);
                 return r == 0 ? result * out : fma(result, out, before);
               },
-              y, o, weights, gates ? streams_.gate.row(begin + t, h) : ones_,
-              factors(parameters_.gate_in, h * rank_ + r), factors(parameters_.output_out, h * rank_ + r));
+              y, o, weights, gates ? streams_.gate.row(begin + t, head) : ones_,
+              factors(parameters_.gate_in, head * rank_ + r), factors(parameters_.output_out, head * rank_ + r));
         }
       }
     }
   }
 
   /// What rank r of a token sees of the token itself.
-  void add_token(Index t, Index h, Index r, T* o) {
+  void add_token(Index t, Index h, Index place, Index r, T* o) {
     const auto product = [](const Batch<T>& q, const Batch<T>& k) SEQMIX_INLINE_LAMBDA { return q * k; };
     for (Index other = 0; other < rank_; ++other) {
       const Index row = written(t, other);
-      T weight = early_(t, h) * sum_row(key_dim_, product, queries_.row(t * rows_ + r, h), keys_.row(row, h));
-      if (other == r && parameters_.d.channels() > 0) weight += parameters_.d[h];
+      T weight = early_(t, h) * sum_row(key_dim_, product, queries_.row(t * rows_ + r, place), keys_.row(row, place));
+      if (other == r && parameters_.d.channels() > 0) weight += parameters_.d[first_ + h];
       const auto add = [&](const Batch<T>& x, const Batch<T>& v)
                            SEQMIX_INLINE_LAMBDA { return fma(broadcast(weight), v, x); };
-      map_row(value_dim_, o, add, o, values_.row(row, h));
+      map_row(value_dim_, o, add, o, values_.row(row, place));
     }
   }
 
@@ -262,13 +314,14 @@ class TrapezoidalRecurrence {
   const TrapezoidalParameters<T>& parameters_;
   const TrapezoidalState<T>& state_;
   const HeadSequence<T> output_;
-  const Index rank_ = parameters_.rank, heads_ = state_.memory.heads(), key_dim_ = state_.memory.key_dim(),
-              value_dim_ = state_.memory.value_dim();
+  const Index first_, heads_, together_;
+  const Index rank_ = parameters_.rank, key_dim_ = state_.memory.key_dim(), value_dim_ = state_.memory.value_dim();
   const Index rows_ = rank_ > 1 ? 2 * rank_ : 1;  // tokens of the linear recurrence for one of this
   const bool spreads_ = rank_ > 1 || parameters_.value_in.length() > 0;  // values are others than the recurrence's
-  HeadSequence<T> queries_, keys_, values_, outputs_;                    // [count * rows, H, N or P]
-  Sequence<T> weight_, own_, log_decay_;                                 // [count * rows, H]
-  Sequence<T> early_, late_;                                             // [count + 1, H]
+  HeadSequence<T> queries_, keys_, values_, outputs_;                    // [count * rows, together, N or P]
+  Sequence<T> weight_, own_, log_decay_;                                 // [count * rows, heads]
+  Sequence<T> early_, late_;                                             // [count + 1, heads]
+  Sequence<T> pace_;                                                     // [count, S], of all heads
   T* ones_;                                                              // [P]
 };
 
@@ -283,7 +336,21 @@ void trapezoidal_recurrence(const TrapezoidalStreams<T>& streams, const Trapezoi
   assert(streams.query.length() == output.length() && streams.query.heads() % parameters.rank == 0);
   if (output.length() == 0) return;
   const auto frame = workspace.frame();
-  detail::TrapezoidalRecurrence<T>(streams, parameters, state, output, workspace).run(workspace);
+  // Heads are cut between the workers where that keeps them busy: what one head reads then stays in a cache. Not for a few
+  // tokens, when it would take longer to begin with a head than to go on.
+  const Index heads = state.memory.heads(), workers = workspace.concurrency();
+  const bool apart = output.length() >= 16 && heads * 8 >= (heads + workers - 1) / workers * workers * 7;
+  const Index parts = apart ? workers : 1;
+  const auto run = [&](Index part, Workspace& local) {
+    const Index first = heads * part / parts, count = heads * (part + 1) / parts - first;
+    detail::TrapezoidalRecurrence<T>(streams, parameters, state, output, first, count, apart ? 1 : heads, local)
+        .run(local);
+  };
+  if (apart) {
+    workspace.parallel_for(parts, run);
+  } else {
+    run(0, workspace);
+  }
 }
 
 }  // namespace seqmix::inline SEQMIX_ARCH
