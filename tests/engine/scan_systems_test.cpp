@@ -52,9 +52,10 @@ struct Selective {
         bias(random_matrix<T>(of.channels, 1, rng).col(0)) {
     constexpr double decays[] = {-1e-7, -0.02, -0.5, -1, -4, -16, -500, -infinity};
     for (Index i = 0; i < decay.size(); ++i) decay.data()[i] = T(decays[rng.integer(0, mild ? 4 : 7)]);
-    // Without softplus time constants are positive all the same. (0 times infinity is no number.)
-    if (!with.softplus) u_z.middleCols(of.channels, of.channels) = u_z.middleCols(of.channels, of.channels).cwiseAbs();
-    if (!with.softplus) bias = bias.cwiseAbs();
+    // Without softplus time constants are positive all the same. Some tokens take no time: softplus(-1000) is 0.
+    auto delta = u_z.middleCols(of.channels, of.channels);
+    if (!with.softplus) delta = delta.cwiseAbs(), bias = bias.cwiseAbs();
+    for (Index t = 2; t < of.length; t += 7) delta(t, t % of.channels) = with.softplus ? T(-1000) : T(0);
     y.setConstant(std::numeric_limits<T>::quiet_NaN());
   }
   Sequence<const T> stream(Index which) const {
@@ -92,7 +93,8 @@ struct Selective {
         double sum = options.skip ? double(skip[c]) * x : 0, allowed = 4 * std::abs(sum) * u<T>;
         for (Index n = 0; n < N; ++n) {
           const std::size_t i = std::size_t(n);
-          const double exponent = d * double(decay(c, n)), a = std::exp(exponent);
+          // A token that takes no time leaves the states what they are.
+          const double exponent = d == 0 ? 0 : d * double(decay(c, n)), a = std::exp(exponent);
           const double b = double(gates(0)(t, c / (sizes.channels / sizes.groups), n)) * x;
           const double r = double(gates(1)(t, c / (sizes.channels / sizes.groups), n));
           const double slip = std::min(std::abs(double(decay(c, n))), 1e4) * d_error;
@@ -188,7 +190,7 @@ TEST_CASE("selective scan, a time constant or a decay that is no number", "[scan
 
 TEST_CASE("selective scan gives the same bits on any executor", "[scan]") {
   // Few channels go through stages of some states, of which there are more for more threads.
-  for (const Sizes& sizes : {Sizes{1100, 70, 16, 1}, Sizes{8201, 3, 17, 1}, Sizes{1111, 5, 7, 1}, Sizes{257, 9, 4, 3},
+  for (const Sizes& sizes : {Sizes{1100, 70, 16, 1}, Sizes{4201, 3, 17, 1}, Sizes{1111, 5, 7, 1}, Sizes{257, 9, 4, 3},
                              Sizes{100, 300, 9, 3}, Sizes{1, 300, 16, 1}}) {
     for (const bool all : {true, false}) {
       std::vector<Matrix<float>> expected;
@@ -199,10 +201,12 @@ TEST_CASE("selective scan gives the same bits on any executor", "[scan]") {
         Selective<float> inputs(sizes, {all, all, all, all}, rng);
         const Matrix<float> initial = inputs.state;
         inputs.run(0, sizes.length, workspace);
-        const Worst worst = inputs.check(initial);
-        INFO(worst.where);
-        CHECK(worst.excess <= 1);
-        if (expected.empty()) expected = {inputs.y, inputs.state};
+        if (expected.empty()) {
+          const Worst worst = inputs.check(initial);
+          INFO(worst.where);
+          CHECK(worst.excess <= 1);
+          expected = {inputs.y, inputs.state};
+        }
         CHECK(inputs.y == expected[0]);
         CHECK(inputs.state == expected[1]);
       }
@@ -325,9 +329,9 @@ TEMPLATE_TEST_CASE("diagonal systems, any length, in pieces", "[scan]", float, d
 
 TEST_CASE("diagonal systems give the same bits on any executor", "[scan]") {
   // Few channels go through stages of some states, of which there are more for more threads.
-  for (const Index length : {8201, 1100, 257, 1}) {
+  for (const Index length : {4201, 1100, 257, 1}) {
     for (const Index channels : {3, 20, 300}) {
-      if (length == 8201 && channels == 300) continue;
+      if (length == 4201 && channels == 300) continue;
       std::vector<float> expected;
       for (const auto& [name, executor] : all_executors()) {
         INFO(name << ", " << length << " tokens of " << channels << " channels");
@@ -335,9 +339,11 @@ TEST_CASE("diagonal systems give the same bits on any executor", "[scan]") {
         Workspace workspace(*executor);
         System<float, true> system(length, channels, channels == 20 ? 23 : 10, 2, true, rng);
         system.run(0, length, workspace);
-        const Worst worst = system.check();
-        INFO(worst.where);
-        CHECK(worst.excess <= 1);
+        if (expected.empty()) {
+          const Worst worst = system.check();
+          INFO(worst.where);
+          CHECK(worst.excess <= 1);
+        }
         std::vector<float> results(system.y.data(), system.y.data() + system.y.size());
         results.insert(results.end(), system.state.begin(), system.state.end());
         if (expected.empty()) expected = results;

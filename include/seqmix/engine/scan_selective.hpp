@@ -3,6 +3,8 @@
 //   d = delta_t + delta_bias, through softplus where asked for
 //   s_t[n] = exp(d A[n]) s_{t-1}[n] + d B_t[n] u_t,   y_t = (sum over n of C_t[n] s_t[n] + skip u_t) * silu(z_t)
 //
+// Where d is 0, a token takes no time, and the states stay what they are, whatever A is: -infinity, too.
+//
 //   Glossary  L length   D channels   N states of a channel   G groups of channels that share B and C
 //   Source    Gu and Dao 2023, arXiv:2312.00752, section 3; state-spaces/mamba, selective_scan_interface.py
 //
@@ -14,6 +16,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <limits>
 #include <seqmix/core/view.hpp>
 #include <seqmix/core/workspace.hpp>
 #include <seqmix/engine/lanes_of_rows.hpp>
@@ -182,12 +185,14 @@ class SelectiveScan {
       const Batch<T> d = load(delta + t * width), x = load(input + t * width);
       Batch<T> y = load(output + t * width);
       constexpr Index together = S % 2 == 0 ? 2 : 1;
+      [[maybe_unused]] const bool stands = !normal && xsimd::any(d == broadcast(T(0)));
       unroll<S / together>([&](auto pair) SEQMIX_INLINE_LAMBDA {
         Batch<T> fade[together];
         unroll<together>([&](auto i) SEQMIX_INLINE_LAMBDA { fade[i] = load(decay + (pair * together + i) * width); });
         if constexpr (normal) {
           exp2_normal_products_each(d, fade);
         } else {
+          if (stands) unroll<together>([&](auto i) SEQMIX_INLINE_LAMBDA { fade[i] = finite_at_rest(fade[i], d); });
           exp2_products_each(d, fade);
         }
         unroll<together>([&](auto i) SEQMIX_INLINE_LAMBDA {
@@ -199,6 +204,12 @@ class SelectiveScan {
       store(output + t * width, y);
     }
     unroll<S>([&](auto n) SEQMIX_INLINE_LAMBDA { store(state + n * width, h[n]); });
+  }
+
+  /// `decay`, but 0 for -infinity where no time passes: then a state stays what it is, whatever its decay.
+  SEQMIX_ALWAYS_INLINE static Batch<T> finite_at_rest(const Batch<T>& decay, const Batch<T>& delta) {
+    const auto endless = decay == broadcast(-std::numeric_limits<T>::infinity());
+    return select(endless & (delta == broadcast(T(0))), broadcast(T(0)), decay);
   }
 
   /// An exponent of 2 that exp2_decay takes: the result is infinity where it is too large for a number.
@@ -355,9 +366,10 @@ class SelectiveScan {
             const auto add = [&](auto vectors) SEQMIX_INLINE_LAMBDA -> Batch<T> {
               return update<vectors>(t, now.group, now.channel + c, some, delta + v * width, input + v * width);
             };
-            const Batch<T> sum = states_ == width       ? add(std::integral_constant<Index, 1>{})
-                                 : states_ == 2 * width ? add(std::integral_constant<Index, 2>{})
-                                                        : add(std::integral_constant<Index, 0>{});
+            const bool moves = !xsimd::any(load(delta + v * width) == broadcast(T(0)));
+            const Batch<T> sum = moves && states_ == width       ? add(std::integral_constant<Index, 1>{})
+                                 : moves && states_ == 2 * width ? add(std::integral_constant<Index, 2>{})
+                                                                 : add(std::integral_constant<Index, 0>{});
             finish(of, c, some, load(skipped + v * width) + sum);
           });
         }
@@ -365,8 +377,8 @@ class SelectiveScan {
     });
   }
 
-  /// One token of `count` channels, at most a register; the sums over their states, which fill V registers; any number of
-  /// states if V is 0.
+  /// One token of `count` channels, at most a register, that takes time; the sums over their states, which fill V registers.
+  /// Any token and any number of states if V is 0.
   template <Index V, class Count>
   SEQMIX_ALWAYS_INLINE Batch<T> update(Index t, Index group, Index channel, Count count, const T* delta,
                                        const T* input) const {
@@ -391,7 +403,7 @@ class SelectiveScan {
           const Index some = std::min(width, states_ - n);
           const auto part = [&](const T* from)
                                 SEQMIX_INLINE_LAMBDA -> Batch<T> { return load_partial(from + n, some); };
-          const Batch<T> h = fma(exp2_decay(bounded(d * part(decay))), part(state), x * part(b));
+          const Batch<T> h = fma(exp2_decay(bounded(d * finite_at_rest(part(decay), d))), part(state), x * part(b));
           store_partial(state + n, h, some);
           sums[i] = fma(h, part(c), sums[i]);
         }
