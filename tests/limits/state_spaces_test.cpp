@@ -47,11 +47,12 @@ TEMPLATE_TEST_CASE("Mamba-2 is simple gated linear attention to values times dt"
 
 /// Rows of the scan of a whole sequence, in pieces, against the convolution with the kernel in double.
 template <class Core>
-void check_kernel(Index length) {
+void check_kernel(Index length, Index rank = 1) {
   using T = typename Core::Scalar;
   Rng rng(5);
-  const StateSpaceConfig config{.channels = 3, .modes = 4, .outputs = 2};
-  const auto weights = random_state_space<T>(config, rng, Direction::causal);
+  const StateSpaceConfig config{.channels = 3, .modes = 4, .outputs = 2, .rank = rank};
+  auto weights = random_state_space<T>(config, rng, Direction::causal);
+  if (rank > 1) weights.p = normal_matrix<T>(weights.p.rows(), weights.p.cols(), 0.3, rng);
   const Core core(config, weights, Direction::causal);
   const Matrix<T> x = normal_matrix<T>(length, 3, 1.0, rng);
   Matrix<T> y(length, 6);
@@ -80,7 +81,7 @@ TEMPLATE_TEST_CASE("the scan of a structured state space is the convolution with
   for (const Index length : {1, 2, 37, 64, 1001, 100000}) {
     CAPTURE(length);
     check_kernel<S4dCore<TestType>>(length);
-    check_kernel<S4Core<TestType>>(length);
+    for (const Index rank : {1, 2, 3}) check_kernel<S4Core<TestType>>(length, rank);
   }
 }
 

@@ -130,6 +130,8 @@ TEST_CASE("s4: steps through many tokens give what the scan gives", "[s4]") {
 TEST_CASE("s4: the convolution with the kernel gives what the scan gives", "[s4]") {
   check_convolution<S4<float>>({.channels = 11, .modes = 3, .outputs = 2});
   check_convolution<S4<double>>({.channels = 3, .modes = 3});
+  check_convolution<S4<float>>({.channels = 3, .modes = 4, .rank = 2});
+  check_convolution<S4<double>>({.channels = 2, .modes = 5, .rank = 3});
   check_convolution<S4<float, Direction::bidirectional>>({.channels = 5, .modes = 3, .outputs = 2});
 }
 

@@ -43,7 +43,13 @@ void check_convolution(typename Mixer::Config config) {
     for (const Index longest : {1, 31, 33, 300, 5000}) {
       config.convolution_length = longest;
       Rng rng(7);
-      const Mixer mixer(config, Mixer::random_weights(config, rng));
+      auto weights = Mixer::random_weights(config, rng);
+      // A second rank begins with zeros.
+      if constexpr (requires { config.rank; }) {
+        auto& p = weights.core.p;
+        if (config.rank > 1) p = normal_matrix<T>(p.rows(), p.cols(), 0.3, rng);
+      }
+      const Mixer mixer(config, weights);
       Workspace workspace;
       for (const Index length : {Index(0), Index(1), longest / 2, longest}) {
         INFO(longest << ", " << length);

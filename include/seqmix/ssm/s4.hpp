@@ -125,7 +125,7 @@ class S4Core {
           Dense from(R, 1), to(R, 1), among(R, R);
           for (Index r = 0; r < R; ++r) {
             from(r, 0) = cauchy(b_.row(h), p(r).conjugate()), to(r, 0) = cauchy(p(r), c.row(0));
-            for (Index q = 0; q < R; ++q) among(q, r) = (q == r ? 1.0 : 0.0) + cauchy(p(r), p(q).conjugate());
+            for (Index q = 0; q < R; ++q) among(r, q) = (q == r ? 1.0 : 0.0) + cauchy(p(r), p(q).conjugate());
           }
           const Complex correction = from.cwiseProduct(solved(among, to)).sum();
           spectrum.push_back((cauchy(b_.row(h), c.row(0)) - correction) * 2.0 / (1.0 + root));
