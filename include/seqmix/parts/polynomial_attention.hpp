@@ -7,7 +7,9 @@
 // y_t = sum_s w(scale q_t . k_s) v_s / (sum_s w(scale q_t . k_s) + epsilon),   the denominator only when normalising
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <optional>
 #include <seqmix/core/random.hpp>
 #include <seqmix/engine/linear_attention_global.hpp>
@@ -27,6 +29,50 @@ struct PolynomialAttentionOptions {
   bool normalize = true;
   T epsilon = T(1e-6);  ///< added to the denominator
 };
+
+namespace detail {
+
+/// The first rows of a sequence that has nothing before it, from the products of queries and keys themselves. Features know a
+/// weight up to a rounding error of the largest one that such vectors can have. That is much of the sum as long as this
+/// consists of a few weights that all nearly vanish.
+template <class Polynomial, Direction way, class T>
+void attend_directly(const ConstHeadSequence<T>& query, const ConstHeadSequence<T>& key,
+                     const ConstHeadSequence<T>& value, T scale, const PolynomialAttentionOptions<T>& options,
+                     const HeadSequence<T>& output) {
+  const auto head_of = [&](const ConstHeadSequence<T>& streams, Index h) {
+    return streams.head(h / (output.heads() / streams.heads()));
+  };
+  const Index rows = output.length();
+  for (Index h = 0; h < output.heads(); ++h) {
+    const auto q = head_of(query, h), k = head_of(key, h), v = head_of(value, h);
+    for (Index t = 0; t < rows; ++t) {
+      T* const y = output.row(t, h);
+      std::fill_n(y, output.head_dim(), T(0));
+      T total = options.epsilon;
+      for (Index j = 0; j < (way == Direction::causal ? t + 1 : rows); ++j) {
+        const T s = scale * std::inner_product(q.row(t), q.row(t) + q.channels(), k.row(j), T(0));
+        const T weight = T(Polynomial::square) * s * s + (Polynomial::lower_terms ? s + 1 : T(0));
+        total += weight;
+        for (Index i = 0; i < output.head_dim(); ++i) y[i] += weight * v.row(j)[i];
+      }
+      for (Index i = 0; options.normalize && i < output.head_dim(); ++i) y[i] /= total;
+    }
+  }
+}
+
+/// Whether all of a memory is 0. Costs nothing where it isn't.
+template <class T>
+bool is_empty(const MemoryView<T>& memory) {
+  for (Index h = 0; h < memory.heads(); ++h) {
+    for (Index i = 0; i < memory.key_dim(); ++i) {
+      const T* const row = memory.row(h, i);
+      if (!std::all_of(row, row + memory.value_dim(), [](T x) { return x == T(0); })) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace detail
 
 /// The core of Polynomial (see parts/polynomial_features.hpp) in the name of `operation`: causal from and into `memory`
 /// [H, K, V] and `key_sum` [H, K] (left alone unless normalising), which with a compensation (see SummedMemory) keep their
@@ -49,6 +95,14 @@ void polynomial_attention(std::string_view operation, const ConstHeadSequence<T>
     expect_compensation<T>(operation, query, key, value, memory, key_sum, compensation, output);
   }
   const T scale = options.scale.value_or(std::pow(T(width), T(-0.5)));
+  constexpr Index first_rows = 16;
+  Index direct = 0;
+  if constexpr (Polynomial::vanishes && way == Direction::causal) {
+    const bool first = detail::is_empty(memory) && detail::is_empty(compensation.memory);
+    direct = first ? std::min(output.length(), first_rows) : 0;
+  } else if constexpr (Polynomial::vanishes) {
+    direct = output.length() <= first_rows ? output.length() : 0;
+  }
   const auto run = [&](const auto& normalizer) {
     const LinearRecurrenceProblem<T, decay::None<T>, readout::AfterUpdate<T>, std::remove_cvref_t<decltype(normalizer)>>
         problem{query,
@@ -68,9 +122,16 @@ void polynomial_attention(std::string_view operation, const ConstHeadSequence<T>
       linear_attention_global(problem, workspace);
     }
   };
-  if (!options.normalize) return run(normalizer::None<T>{});
-  if constexpr (way == Direction::causal) expect_key_sum<T>(operation, query, key, value, memory, key_sum, output);
-  run(normalizer::KeySum<T>{key_sum, options.epsilon, compensation.key_sum});
+  if (!options.normalize) {
+    run(normalizer::None<T>{});
+  } else {
+    if constexpr (way == Direction::causal) expect_key_sum<T>(operation, query, key, value, memory, key_sum, output);
+    run(normalizer::KeySum<T>{key_sum, options.epsilon, compensation.key_sum});
+  }
+  if (direct > 0) {
+    const auto rows = [&](const auto& stream) { return stream.rows(0, direct); };
+    detail::attend_directly<Polynomial, way, T>(rows(query), rows(key), rows(value), scale, options, rows(output));
+  }
 }
 
 /// The weights that layers around attention by a polynomial have.

@@ -18,6 +18,7 @@ namespace polynomial {
 struct Taylor {
   static constexpr double square = 0.5;      ///< coefficient of s^2
   static constexpr bool lower_terms = true;  ///< s and 1 take part, with the coefficient 1
+  static constexpr bool vanishes = false;    ///< for some s
   static constexpr Index features(Index count) { return symmetric_products_of(count) + count + 1; }
 };
 
@@ -25,6 +26,7 @@ struct Taylor {
 struct Square {
   static constexpr double square = 1;
   static constexpr bool lower_terms = false;
+  static constexpr bool vanishes = true;
   static constexpr Index features(Index count) { return symmetric_products_of(count); }
 };
 
