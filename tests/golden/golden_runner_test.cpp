@@ -2,6 +2,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <random>
 #include <seqmix/io/safetensors.hpp>
 
@@ -174,6 +175,11 @@ TEST_CASE("a config says which keys were used") {
   CHECK(config.number("f", 7) == 7);
   CHECK(config.unused().empty());
   CHECK_THROWS_AS(config.integer("e"), GoldenError);
+  GoldenConfig limits(R"({"limits": [0.0, Infinity], "text": "to \"Infinity\""})");
+  CHECK(limits.numbers("limits") == std::vector<double>{0, std::numeric_limits<double>::max()});
+  CHECK(limits.text("text") == "to \"Infinity\"");
+  CHECK(limits.has_text("text"));
+  CHECK_FALSE(limits.has_text("limits"));
   CHECK_THROWS_AS(config.expect_null("a"), GoldenError);
 }
 

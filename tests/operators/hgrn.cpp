@@ -42,13 +42,20 @@ struct HgrnCoreGolden final : GoldenRunner<T> {
   GoldenArray<T> log_decay, input, output, initial, state;
 };
 
-/// The weights of a layer M, whose lower bounds are an input of the file unless they are not to be used.
+/// The weights of a layer M with `channels` forget gates, whose lower bounds are an input of the file, or one number in its
+/// config, unless they are not to be used.
 template <class M>
-typename M::Weights weights_with_bound(GoldenCase& golden, bool use_bound = true) {
+typename M::Weights weights_with_bound(GoldenCase& golden, Index channels, bool use_bound = true) {
+  using T = typename M::Scalar;
   typename M::Weights weights{};
   golden.read_weights(weights);
-  if (use_bound && golden.has("input.lower_bound")) {
-    weights.lower_bound = golden.vector<typename M::Scalar>("input.lower_bound");
+  auto& config = golden.config();
+  const bool given = golden.has("input.lower_bound");
+  if (use_bound && given) weights.lower_bound = golden.vector<T>("input.lower_bound");
+  if (given || config.has_text("lower_bound")) {
+    config.expect("lower_bound", "given");
+  } else if (const double bound = config.number("lower_bound", 0); use_bound) {
+    weights.lower_bound = Vector<T>::Constant(channels, T(bound));
   }
   golden.ignore("input.lower_bound");
   return weights;
@@ -62,7 +69,9 @@ struct FlaHgrnGolden final : GoldenLayer<Hgrn<T>> {
   // Layer 0 of a model does not use its bounds.
   explicit FlaHgrnGolden(GoldenCase& golden)
       : Base(golden, config(golden),
-             weights_with_bound<Hgrn<T>>(golden, golden.config().integer("layer_idx", Index(1)) > 0)) {}
+             weights_with_bound<Hgrn<T>>(
+                 golden, golden.config().integer("hidden_size") * golden.config().integer("expand_ratio"),
+                 golden.config().integer("layer_idx", Index(1)) > 0)) {}
 
   static typename Hgrn<T>::Config config(GoldenCase& golden) {
     auto& config = golden.config();
@@ -99,13 +108,13 @@ struct AuthorsHgrnGolden final : GoldenLayer<M> {
   using T = typename M::Scalar;
   using State = typename Base::State;
 
-  explicit AuthorsHgrnGolden(GoldenCase& golden) : Base(golden, config(golden), weights_with_bound<M>(golden)) {}
+  explicit AuthorsHgrnGolden(GoldenCase& golden)
+      : Base(golden, config(golden), weights_with_bound<M>(golden, golden.config().integer("embed_dim"))) {}
 
   static typename M::Config config(GoldenCase& golden) {
     auto& config = golden.config();
     config.expect("act", "silu");
     config.expect("norm", "layernorm");
-    config.ignore("lower_bound");
     return {.channels = config.integer("embed_dim"),
             .bias = config.boolean("bias", true),
             .norm_eps = T(config.number("norm_eps"))};

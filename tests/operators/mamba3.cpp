@@ -45,7 +45,7 @@ std::vector<double> expected_angles(GoldenCase& golden, const std::string& name)
 RotaryPairs read_pairs(GoldenConfig& config) {
   const std::string text = config.text("rotate", "pairwise (2i,2i+1)");
   if (text.find("2i+1") != std::string::npos) return RotaryPairs::interleaved;
-  if (text.find("N/2") != std::string::npos || text.find("hal") != std::string::npos) return RotaryPairs::half;
+  if (text.find("/2") != std::string::npos || text.find("hal") != std::string::npos) return RotaryPairs::half;
   config.unknown("rotate");
 }
 
@@ -108,6 +108,7 @@ struct Mamba3CoreGolden final : GoldenRunner<T> {
     for (const char* name : {"weight.norm_weight", "weight.outproj_norm_weight", "weight.norm.weight"}) {
       if (!golden.has(name)) continue;
       norm_weight = golden.array<T>(name);
+      if (norm_weight.size() != heads * head_dim) throw GoldenError(std::string(name) + " is not [heads, head_dim]");
       parameters.norm_weight = {norm_weight.data(), heads, head_dim};
     }
     config.expect("causal", true);

@@ -73,8 +73,31 @@ struct GoldenConfig::Content {
   }
 };
 
+namespace {
+
+/// JSON has no infinity; Python writes one nevertheless. Outside of strings it becomes the largest number.
+std::string without_infinity(const std::string& json) {
+  constexpr std::string_view infinity = "Infinity";
+  std::string result;
+  bool in_string = false;
+  for (std::size_t i = 0; i < json.size();) {
+    if (!in_string && json.compare(i, infinity.size(), infinity) == 0) {
+      result += "1.7976931348623157e308";
+      i += infinity.size();
+      continue;
+    }
+    if (json[i] == '"') in_string = !in_string;
+    const bool escape = in_string && json[i] == '\\' && i + 1 < json.size();
+    result.append(json, i, escape ? 2 : 1);
+    i += escape ? 2 : 1;
+  }
+  return result;
+}
+
+}  // namespace
+
 GoldenConfig::GoldenConfig(const std::string& json) : content_(std::make_shared<Content>()) {
-  content_->json = nlohmann::json::parse(json, nullptr, false);
+  content_->json = nlohmann::json::parse(without_infinity(json), nullptr, false);
   if (!content_->json.is_object()) throw GoldenError("config is not a JSON object");
 }
 
@@ -82,6 +105,8 @@ bool GoldenConfig::has(const std::string& key) const {
   const auto found = content_->json.find(key);
   return found != content_->json.end() && !found->is_null();
 }
+
+bool GoldenConfig::has_text(const std::string& key) const { return has(key) && content_->json[key].is_string(); }
 
 bool GoldenConfig::is_null(const std::string& key) const {
   content_->used.insert(key);

@@ -101,6 +101,7 @@ class GoldenConfig {
 
   bool has(const std::string& key) const;      ///< present, and not null
   bool is_null(const std::string& key) const;  ///< present and null; counts as asking for it
+  bool has_text(const std::string& key) const;
   Index integer(const std::string& key);
   double number(const std::string& key);
   bool boolean(const std::string& key);

@@ -130,7 +130,8 @@ struct StateSpaceLayerGolden : GoldenLayer<StateSpaceLayer<Core, way>> {
   static StateSpaceConfig config(GoldenCase& golden) {
     auto& config = golden.config();
     StateSpaceConfig result = read_state_space(golden);
-    const std::string activation = config.text("activation", "none"), last = config.text("final_act", "glu");
+    const std::string activation = config.text("activation", "none"),
+                      last = config.is_null("final_act") ? "none" : config.text("final_act", "glu");
     if (activation != "gelu" && activation != "none") config.unknown("activation");
     if (last != "glu" && last != "none") config.unknown("final_act");
     result.activate = activation == "gelu", result.gated = last == "glu";
