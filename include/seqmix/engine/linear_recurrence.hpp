@@ -36,12 +36,20 @@
 
 namespace seqmix::inline SEQMIX_ARCH {
 
+template <class T, class Decay, class Readout, class Normalizer, class Delta>
+void linear_recurrence_shared_memory(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, Delta>& problem,
+                                     Workspace& workspace);
+
 /// Evaluates the recurrence in the order that is fastest for its shape, and leaves the memory (and the normalizer's sum)
-/// as after the last token. Shapes are those of LinearRecurrenceProblem, asserted only. Runs in parallel over heads and
-/// value columns; results have the same bits for any number of threads. Allocates nothing once `workspace` is warm.
+/// as after the last token. Shapes are those of LinearRecurrenceProblem, asserted only. A memory of fewer heads than queries
+/// and output is shared (linear_recurrence_shared_memory). Runs in parallel over heads and value columns; results have the
+/// same bits for any number of threads. Allocates nothing once `workspace` is warm.
 template <class T, class Decay, class Readout, class Normalizer, class Delta>
 void linear_recurrence(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, Delta>& problem,
                        Workspace& workspace) {
+  if constexpr (!Normalizer::any && !Readout::bonus && !Readout::weighted) {
+    if (problem.memory.heads() != problem.heads()) return linear_recurrence_shared_memory(problem, workspace);
+  }
   assert(problem.query.length() == problem.length() && problem.key.length() == problem.length() &&
          problem.value.length() == problem.length() && problem.memory.heads() == problem.heads());
   // Copying the memory into panels and back takes as long as some tokens in place, where those are swept in whole groups
@@ -55,32 +63,36 @@ void linear_recurrence(const LinearRecurrenceProblem<T, Decay, Readout, Normaliz
 }
 
 /// The same where the memory has fewer heads than queries and output: consecutive heads of these read one memory, whose
-/// heads are those that the other streams' divide. Without normalizer. The memory is swept once for every head that reads it:
-/// O(heads key_dim value_dim) time for each token, O(memory) scratch.
+/// heads are those that the other streams' divide. Without normalizer, bonus and weights. The memory is swept once for every
+/// head that reads it: O(heads key_dim value_dim) time for each token, O(memory) scratch.
 template <class T, class Decay, class Readout, class Normalizer, class Delta>
 void linear_recurrence_shared_memory(const LinearRecurrenceProblem<T, Decay, Readout, Normalizer, Delta>& problem,
                                      Workspace& workspace) {
   static_assert(!Normalizer::any && !Readout::bonus && !Readout::weighted);
   assert(!problem.output_map.function);
-  const MemoryView<T>& memory = problem.memory;
-  const Index heads = memory.heads(), readers = heads == 0 ? 0 : problem.heads() / heads;
-  const auto frame = workspace.frame();
-  const auto copy = workspace.take<T>(readers > 1 ? memory.shape().size() : 0);
+  const Index heads = problem.memory.heads(), readers = heads == 0 ? 0 : problem.heads() / heads;
+  assert(problem.heads() == readers * heads && problem.query.heads() == problem.heads());
   const auto read_by = [&]<class U>(const HeadSequence<U>& all, Index reader) {
     return HeadSequence<U>(all.data() + reader * all.head_stride(), all.length(), heads, all.head_dim(),
                            all.row_stride(), readers * all.head_stride());
   };
-  // All but the last work on a copy.
+  const auto copy_of = [&](const MemoryView<T>& memory) {
+    const MemoryView<T> copy(workspace.take<T>(memory.shape().size()).data(), heads, memory.key_dim(),
+                             memory.value_dim());
+    for (Index h = 0; h < heads; ++h) {
+      for (Index i = 0; i < memory.key_dim(); ++i) std::copy_n(memory.row(h, i), memory.value_dim(), copy.row(h, i));
+    }
+    return copy;
+  };
   for (Index reader = 0; reader < readers; ++reader) {
+    const auto frame = workspace.frame();
     auto one = problem;
     one.query = read_by(problem.query, reader);
     one.output = read_by(problem.output, reader);
-    if (reader + 1 < readers) {
-      one.memory = MemoryView<T>(copy.data(), heads, memory.key_dim(), memory.value_dim());
-      for (Index h = 0; h < heads; ++h) {
-        for (Index i = 0; i < memory.key_dim(); ++i) {
-          std::copy_n(memory.row(h, i), memory.value_dim(), one.memory.row(h, i));
-        }
+    if (reader + 1 < readers) {  // all but the last work on a copy
+      one.memory = copy_of(problem.memory);
+      if constexpr (LinearRecurrenceProblem<T, Decay, Readout, Normalizer, Delta>::sums) {
+        if (problem.decay.compensation.data()) one.decay.compensation = copy_of(problem.decay.compensation);
       }
     }
     linear_recurrence(one, workspace);
@@ -130,6 +142,24 @@ void expect_recurrence_shapes(std::string_view operation, const HeadSequence<con
   expect_shared_heads(operation, "query", query, key_channels.value_or(memory.key_dim()), memory, output);
   expect_shared_heads(operation, "key", key, key_channels.value_or(memory.key_dim()), memory, output);
   expect_shared_heads(operation, "value", value, memory.value_dim(), memory, output);
+  expect_disjoint(operation, "output", output, "memory", memory);
+}
+
+/// The same where a memory of fewer heads may be shared (linear_recurrence_shared_memory): unless output and query have a
+/// multiple of the memory's heads, [L, n H, V] and [L, n H, K], n > 1, shapes must be those of expect_recurrence_shapes.
+template <class T>
+void expect_grouped_recurrence_shapes(std::string_view operation, const HeadSequence<const T>& query,
+                                      const HeadSequence<const T>& key, const HeadSequence<const T>& value,
+                                      const MemoryView<T>& memory, const HeadSequence<T>& output) {
+  if (memory.heads() == 0 || output.heads() <= memory.heads() || output.heads() % memory.heads() != 0) {
+    return expect_recurrence_shapes(operation, query, key, value, memory, output);
+  }
+  expect_shape(operation, "output", {output.length(), output.heads(), memory.value_dim()}, output);
+  expect_shape(operation, "query", {output.length(), output.heads(), memory.key_dim()}, query);
+  expect_shared_heads(operation, "key", key, memory.key_dim(), memory, output);
+  expect_shared_heads(operation, "value", value, memory.value_dim(), memory, output);
+  expect_disjoint(operation, "output", output, "query", query);
+  expect_disjoint(operation, "memory", memory, "query", query);
   expect_disjoint(operation, "output", output, "memory", memory);
 }
 

@@ -9,6 +9,7 @@
 // Layer:  q, k, v = projections of x, convolved; v passes silu, q and k an activation and a norm of their own
 //         beta = sigmoid(W_b x), doubled where negative eigenvalues are allowed, or 1
 //         y = W_o (rms(o) * w * silu(W_g x)),   o from the core with scale K^-0.5
+// ONNX's LinearAttention: see linear/gated_delta_rule.hpp.
 #pragma once
 
 #include <seqmix/core/mixer.hpp>
@@ -18,16 +19,17 @@
 
 namespace seqmix::inline SEQMIX_ARCH {
 
-/// The delta rule from and into `memory` [H, K, V]. query, key [L, H', K], value [L, H', V], beta [L, H'], output
-/// [L, H, V]; every H' divides H. Queries and keys are normalised by `norm` as they are read; stable for any L where
-/// |k|^2 beta <= 2. O(L H K V) time, O(H K V) scratch. Allocates nothing once `workspace` is warm. Throws
-/// std::invalid_argument on shapes that do not fit and on outputs that overlap.
+/// The delta rule from and into `memory` [H, K, V]. query, key [L, H', K], value [L, H', V], beta [L, H'], output [L,
+/// H, V]; every H' divides H. Or query and output have a multiple of H heads: consecutive ones then read one memory, at
+/// the cost of as many. Queries and keys are normalised by `norm` as they are read; stable for any L where |k|^2 beta
+/// <= 2. O(L H K V) time, O(H K V) scratch. Allocates nothing once `workspace` is warm. Throws std::invalid_argument on
+/// shapes that do not fit and on outputs that overlap.
 template <std::floating_point T>
 void delta_rule(ConstHeadSequence<T> query, ConstHeadSequence<T> key, ConstHeadSequence<T> value, ConstSequence<T> beta,
                 std::type_identity_t<T> scale, const QueryKeyNorm& norm, MemoryView<T> memory, HeadSequence<T> output,
                 Workspace& workspace) {
   constexpr std::string_view name = "delta_rule";
-  expect_recurrence_shapes<T>(name, query, key, value, memory, output);
+  expect_grouped_recurrence_shapes<T>(name, query, key, value, memory, output);
   expect_shared_heads<T>(name, "beta", beta, memory, output);
   const RowMap<T> map = query_key_norm_map<T>(norm);
   linear_recurrence(

@@ -19,12 +19,13 @@
 //   delta                             delta_rule
 //   gated_delta  decay [B, T, H]      gated_delta_rule
 //   gated_delta  decay [B, T, H K]    kimi_delta_attention
-// One call for each sequence of the batch. query, key, value [T, H * width] are Sequences: .heads(H) views them as
-// [T, H, width] without a copy. decay and beta [T, H] are Sequences as they are; a beta [T, 1] is one head shared by all.
-// Decays are logarithms in both. past_state [H, K, V] is `memory` before the call and present_state the same memory after
-// it. A scale of 0 there stands for K^-0.5. Keys come normalised: QueryKeyNorm::none. chunk_size is a hint for other
-// machines: no result depends on it, nor on how a sequence is cut into calls. With more query heads than key heads a
-// state there belongs to a key head, here to a query head: copy it to all heads of the group, and take back any of them.
+// One call for each sequence of the batch. query, key, value [T, heads * width] are Sequences: .heads(q_num_heads) and
+// .heads(kv_num_heads) view them as [T, heads, width] without a copy. decay and beta [T, kv_num_heads] are Sequences as
+// they are; a beta [T, 1] is one head shared by all. Decays are logarithms in both. The state [kv_num_heads, K, V] is
+// `memory`, which the query heads of a group share as there. It is updated in place: past_state and present_state may be one
+// buffer, otherwise copy past_state into present_state, or fill that with zeros, and call with present_state. A scale of 0
+// there stands for K^-0.5. Keys come as they are to be used: QueryKeyNorm::none. chunk_size is a hint for other machines: no
+// result depends on it, nor on how a sequence is cut into calls. The input erase_gate that drafts add is not served.
 #pragma once
 
 #include <seqmix/core/mixer.hpp>
@@ -35,16 +36,17 @@
 namespace seqmix::inline SEQMIX_ARCH {
 
 /// The gated delta rule from and into `memory` [Hv, K, V]. query, key [L, H, K], value [L, H', V], log_decay (<= 0,
-/// -infinity allowed) and beta [L, H'], output [L, Hv, V]; every number of heads divides Hv. Queries and keys are
-/// normalised by `norm` as they are read; stable for any L where |k|^2 beta <= 2. O(L Hv K V) time, O(Hv K V) scratch.
-/// Allocates nothing once `workspace` is warm. Throws std::invalid_argument on shapes that do not fit and on outputs that
+/// -infinity allowed) and beta [L, H'], output [L, Hv, V]; every number of heads divides Hv. Or query and output have a
+/// multiple of Hv heads: consecutive ones then read one memory, at the cost of as many. Queries and keys are normalised
+/// by `norm` as they are read; stable for any L where |k|^2 beta <= 2. O(L Hv K V) time, O(Hv K V) scratch. Allocates
+/// nothing once `workspace` is warm. Throws std::invalid_argument on shapes that do not fit and on outputs that
 /// overlap.
 template <std::floating_point T>
 void gated_delta_rule(ConstHeadSequence<T> query, ConstHeadSequence<T> key, ConstHeadSequence<T> value,
                       ConstSequence<T> log_decay, ConstSequence<T> beta, std::type_identity_t<T> scale,
                       const QueryKeyNorm& norm, MemoryView<T> memory, HeadSequence<T> output, Workspace& workspace) {
   constexpr std::string_view name = "gated_delta_rule";
-  expect_recurrence_shapes<T>(name, query, key, value, memory, output);
+  expect_grouped_recurrence_shapes<T>(name, query, key, value, memory, output);
   expect_shared_heads<T>(name, "log_decay", log_decay, memory, output);
   expect_shared_heads<T>(name, "beta", beta, memory, output);
   const RowMap<T> map = query_key_norm_map<T>(norm);

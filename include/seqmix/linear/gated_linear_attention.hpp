@@ -9,8 +9,7 @@
 // Layer:  q, k, v = projections of x, convolved and passed through silu where asked for
 //         g = max(logsigmoid(W_2 W_1 x + b) / gate_logit_normalizer, clamp_min)
 //         y = W_o (rms(o) * w * silu(W_g x)),   o from the core with scale K^-0.5
-// ONNX LinearAttention, update_rule "gated", with a decay of the key's shape is the core: past_state and present_state are
-// `memory` before and after, and nothing has to be copied.
+// ONNX's LinearAttention: see linear/gated_delta_rule.hpp.
 #pragma once
 
 #include <cmath>
@@ -24,14 +23,16 @@
 namespace seqmix::inline SEQMIX_ARCH {
 
 /// Gated linear attention from and into `memory` [H, K, V]. query [L, H, K], key, log_decay (<= 0, -infinity allowed)
-/// [L, Hk, K], value [L, Hk, V], output [L, H, V]; Hk divides H. O(L H K V) time, O(H K V) scratch. Allocates nothing once
-/// `workspace` is warm. Throws std::invalid_argument on shapes that do not fit and on outputs that overlap.
+/// [L, Hk, K], value [L, Hk, V], output [L, H, V]; Hk divides H. Or query and output have a multiple of the memory's
+/// heads: consecutive ones then read one memory, at the cost of as many. O(L H K V) time, O(H K V) scratch. Allocates
+/// nothing once `workspace` is warm. Throws std::invalid_argument on shapes that do not fit and on outputs that
+/// overlap.
 template <std::floating_point T>
 void gated_linear_attention(ConstHeadSequence<T> query, ConstHeadSequence<T> key, ConstHeadSequence<T> value,
                             ConstHeadSequence<T> log_decay, std::type_identity_t<T> scale, MemoryView<T> memory,
                             HeadSequence<T> output, Workspace& workspace) {
   constexpr std::string_view name = "gated_linear_attention";
-  expect_recurrence_shapes<T>(name, query, key, value, memory, output);
+  expect_grouped_recurrence_shapes<T>(name, query, key, value, memory, output);
   expect_shared_heads<T>(name, "log_decay", log_decay, memory.key_dim(), memory, output);
   linear_recurrence(
       LinearRecurrenceProblem<T, decay::PerTokenChannel<T>>{

@@ -5,6 +5,8 @@
 //             head   M slots of one head
 //   Engine    engine/linear_recurrence.hpp, twice: with decay::PerTokenValueChannel, then with decay::PerTokenChannel
 //   Size      two memories, which the core's queries may share, and a layer
+//   Rounding  In float a factor of Sk near 1 is taken as it rounds, off by up to 2^-25 and the same way at every token that has
+//             it; those of Sv are not (decay::PerTokenValueChannel, engine/linear_recurrence_fading.hpp).
 //   Differs   The layer's norm_eps is 1e-5 whatever its configuration says, as in the authors' code.
 //
 // Core:   Sk_t = Sk_{t-1} diag(exp(g_t)) + k_t s_t^T,   p_t = softmax over slots of scale * q_t^T Sk_t
@@ -58,21 +60,21 @@ void gated_slot_attention(ConstHeadSequence<T> query, ConstHeadSequence<T> key, 
     const auto rows = [&](const auto& view) { return view.rows(begin, count); };
     const auto frame = workspace.frame();
     const auto logits = workspace.heads<T>(count, heads, slots);
-    linear_recurrence_shared_memory(
+    linear_recurrence(
         LinearRecurrenceProblem<T, decay::PerTokenValueChannel<T>>{
             rows(query), rows(key), rows(slot), {rows(log_decay)}, {}, {}, scale, key_memory, logits},
         workspace);
-    linear_recurrence_shared_memory(LinearRecurrenceProblem<T, decay::PerTokenChannel<T>>{logits,
-                                                                                          rows(slot),
-                                                                                          rows(value),
-                                                                                          {rows(log_decay)},
-                                                                                          {},
-                                                                                          {},
-                                                                                          T(1),
-                                                                                          value_memory,
-                                                                                          rows(output),
-                                                                                          softmax_map<T>},
-                                    workspace);
+    linear_recurrence(LinearRecurrenceProblem<T, decay::PerTokenChannel<T>>{logits,
+                                                                            rows(slot),
+                                                                            rows(value),
+                                                                            {rows(log_decay)},
+                                                                            {},
+                                                                            {},
+                                                                            T(1),
+                                                                            value_memory,
+                                                                            rows(output),
+                                                                            softmax_map<T>},
+                      workspace);
   }
 }
 

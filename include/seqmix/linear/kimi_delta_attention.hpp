@@ -11,6 +11,7 @@
 //         g = -exp(A) softplus(f + b), or lower_bound * sigmoid(exp(A) (f + b))
 //         beta = sigmoid(W_b x), doubled where negative eigenvalues are allowed
 //         y = W_o (rms(o) * w * sigmoid(W_g1 W_g0 x + b_g)),   o from the core with scale K^-0.5
+// ONNX's LinearAttention: see linear/gated_delta_rule.hpp.
 #pragma once
 
 #include <optional>
@@ -22,7 +23,8 @@
 namespace seqmix::inline SEQMIX_ARCH {
 
 /// The delta rule with decays of channels from and into `memory` [Hv, K, V]. query, key [L, H', K], value [L, H', V],
-/// log_decay (<= 0, -infinity allowed) [L, H', K], beta [L, H'], output [L, Hv, V]; every H' divides Hv. Queries and keys
+/// log_decay (<= 0, -infinity allowed) [L, H', K], beta [L, H'], output [L, Hv, V]; every H' divides Hv. Or query and
+/// output have a multiple of Hv heads: consecutive ones then read one memory, at the cost of as many. Queries and keys
 /// are normalised by `norm` as they are read; stable for any L where |k|^2 beta <= 2. O(L Hv K V) time, O(Hv K V)
 /// scratch. Allocates nothing once `workspace` is warm. Throws std::invalid_argument on shapes that do not fit and on
 /// outputs that overlap.
@@ -32,7 +34,7 @@ void kimi_delta_attention(ConstHeadSequence<T> query, ConstHeadSequence<T> key, 
                           const QueryKeyNorm& norm, MemoryView<T> memory, HeadSequence<T> output,
                           Workspace& workspace) {
   constexpr std::string_view name = "kimi_delta_attention";
-  expect_recurrence_shapes<T>(name, query, key, value, memory, output);
+  expect_grouped_recurrence_shapes<T>(name, query, key, value, memory, output);
   expect_shared_heads<T>(name, "log_decay", log_decay, memory.key_dim(), memory, output);
   expect_shared_heads<T>(name, "beta", beta, memory, output);
   const RowMap<T> map = query_key_norm_map<T>(norm);

@@ -10,6 +10,7 @@
 //         y_t = scale phi(q_t)^T S_t / (scale phi(q_t) . z_t + epsilon),   the denominator only when normalising
 //         bidirectional: S and z are the sums over all tokens
 // Layer:  projections, core, optional RMS norm of each head, projection
+// ONNX's LinearAttention: see linear/gated_delta_rule.hpp.
 #pragma once
 
 #include <cmath>
@@ -33,18 +34,23 @@ struct LinearAttentionOptions {
 };
 
 /// Causal linear attention from and into `memory` [H, K, V] and `key_sum` [H, K] (left alone unless normalising). query
-/// [L, Hq, K], key [L, Hk, K], value [L, Hv, V] with Hq, Hk and Hv dividing H, output [L, H, V]. Map is one of
-/// feature_map. With a compensation (see SummedMemory), memory and key_sum are only the greater parts of S and z, and sums
-/// keep their digits over any number of pieces; else they are rounded after each piece, or each of a few tokens.
-/// O(L H K V) time, O(H K V) scratch. Allocates nothing once `workspace` is warm.
-/// Throws std::invalid_argument on shapes that do not fit and on outputs that overlap.
+/// [L, Hq, K], key [L, Hk, K], value [L, Hv, V] with Hq, Hk and Hv dividing H, output [L, H, V]. Or, unless
+/// normalising, query and output have a multiple of H heads: consecutive ones then read one memory, at the cost of as
+/// many. Map is one of feature_map. With a compensation (see SummedMemory), memory and key_sum are only the greater
+/// parts of S and z, and sums keep their digits over any number of pieces; else they are rounded after each piece, or
+/// each of a few tokens. O(L H K V) time, O(H K V) scratch. Allocates nothing once `workspace` is warm. Throws
+/// std::invalid_argument on shapes that do not fit and on outputs that overlap.
 template <class Map = feature_map::Elu1, std::floating_point T>
 void linear_attention(ConstHeadSequence<T> query, ConstHeadSequence<T> key, ConstHeadSequence<T> value,
                       const std::type_identity_t<LinearAttentionOptions<T>>& options, MemoryView<T> memory,
                       Sequence<T> key_sum, HeadSequence<T> output, Workspace& workspace,
                       const std::type_identity_t<SumCompensation<T>>& compensation = {}) {
   constexpr std::string_view name = "linear_attention";
-  expect_recurrence_shapes<T>(name, query, key, value, memory, output);
+  if (options.normalize) {
+    expect_recurrence_shapes<T>(name, query, key, value, memory, output);
+  } else {
+    expect_grouped_recurrence_shapes<T>(name, query, key, value, memory, output);
+  }
   expect_compensation<T>(name, query, key, value, memory, key_sum, compensation, output);
   const decay::None<T> decay{compensation.memory, compensation.position};
   if (options.normalize) {
