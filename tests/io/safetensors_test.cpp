@@ -9,6 +9,7 @@
 #include <limits>
 #include <seqmix/core/random.hpp>
 #include <seqmix/io/safetensors.hpp>
+#include <seqmix/parts/convolved_streams.hpp>
 #include <string>
 
 namespace {
@@ -55,6 +56,14 @@ struct SampleWeights {
     visitor("key.weight", self.projection, Presence::required);
     visitor("time_mix", self.mix, Presence::required);
     visitor("key.bias", self.bias, Presence::optional);
+  }
+};
+
+/// The short convolutions of a layer alone.
+struct ConvolutionWeights : ConvolvedStreamsWeights<float> {
+  template <class Self, class Visitor>
+  static void visit(Self& self, Visitor&& visitor) {
+    visit_all(self, visitor);
   }
 };
 
@@ -171,6 +180,8 @@ TEST_CASE("safetensors: tensors become matrices and vectors by rule", "[io]") {
   writer.add("leading", {1, 6, 4}, numbers);
   writer.add("mix", {1, 1, 24}, numbers);
   writer.add("filter", {6, 1, 4}, numbers);
+  writer.add("one_filter", {1, 1, 4}, first(4));
+  writer.add("one_head", {1, 1, 1, 24}, numbers);
   writer.add("column", {24, 1}, numbers);
   writer.add("vector", {24}, numbers);
   writer.add("scalar", {}, first(1));
@@ -181,8 +192,10 @@ TEST_CASE("safetensors: tensors become matrices and vectors by rule", "[io]") {
   CHECK(matrix_shape("one_row") == Shape{1, 24});
   CHECK(matrix_shape("cube") == Shape{6, 4});
   CHECK(matrix_shape("leading") == Shape{6, 4});
-  CHECK(matrix_shape("mix") == Shape{24, 1});
+  CHECK(matrix_shape("mix") == Shape{1, 24});
   CHECK(matrix_shape("filter") == Shape{6, 4});
+  CHECK(matrix_shape("one_filter") == Shape{1, 4});
+  CHECK(matrix_shape("one_head") == Shape{1, 24});
   CHECK(matrix_shape("vector") == Shape{24, 1});
   CHECK(matrix_shape("scalar") == Shape{1, 1});
   CHECK(matrix_shape("ones") == Shape{1, 1});
@@ -221,6 +234,19 @@ TEST_CASE("safetensors: weights are loaded by their names", "[io]") {
   CHECK_THROWS_MATCHES(
       load_weights(loaded, file, "blocks.2."), SafetensorsError,
       MessageMatches(ContainsSubstring("\"blocks.2.key.weight\": expected floating-point numbers, given I32")));
+}
+
+TEST_CASE("safetensors: short convolutions of one channel are loaded", "[io]") {
+  SafetensorsWriter writer;
+  for (const char* stream : {"q", "k", "v"}) {
+    writer.add(stream + std::string("_conv1d.weight"), {1, 1, 4}, std::vector<float>{1, 2, 3, 4});
+  }
+  const SafetensorsFile file(writer.bytes(), "sample");
+  ConvolutionWeights weights;
+  load_weights(weights, file);
+  CHECK(weights.value == Matrix<float>{{1, 2, 3, 4}});
+  CHECK_NOTHROW(
+      ConvolvedStreams<float>("layer", {}, 1, 1, 1, weights, StreamActivation::swish, StreamActivation::swish));
 }
 
 TEST_CASE("safetensors: files that lie are refused", "[io]") {

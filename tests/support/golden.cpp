@@ -249,11 +249,7 @@ GoldenArray<T> GoldenCase::array(const std::string& name, std::vector<Index> sha
 template <class T>
 Matrix<T> GoldenCase::matrix(const std::string& name) {
   const Tensor& tensor = find(name);
-  std::span<const Index> shape = tensor.shape;
-  if (shape.size() > 2) {
-    while (shape.size() > 1 && shape.front() == 1) shape = shape.subspan(1);
-  }
-  const Index count = count_of(tensor.shape), columns = shape.size() < 2 ? 1 : shape.back();
+  const Index count = count_of(tensor.shape), columns = tensor.shape.size() < 2 ? 1 : tensor.shape.back();
   Matrix<T> result(columns > 0 ? count / columns : 0, columns);
   std::transform(tensor.values.begin(), tensor.values.end(), result.data(), [](double value) { return T(value); });
   return result;

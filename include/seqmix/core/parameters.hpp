@@ -8,8 +8,8 @@
 // without presence. Callers write visit_fields(weights, visitor).
 //
 // Tensors with more or fewer than two dimensions are held like this: a vector read into a matrix becomes one column;
-// with three dimensions or more, leading sizes 1 are dropped and all but the last are merged into the rows ([5, M, D] is
-// a matrix [5 * M, D]; [C, 1, W] is [C, W]; [1, 1, D] read into a vector is [D]).
+// with three dimensions or more, all but the last are merged into the rows ([5, M, D] is a matrix [5 * M, D]; [C, 1, W] is
+// [C, W]). Read into a vector, [1, 1, D] is [D].
 #pragma once
 
 #include <seqmix/core/error.hpp>

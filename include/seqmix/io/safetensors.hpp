@@ -381,15 +381,12 @@ class SafetensorsFile {
     return result;
   }
 
-  /// Tensor `name` as a matrix: a tensor with two dimensions as it is, a vector as one column; of more dimensions leading
-  /// sizes 1 are dropped and all but the last are merged into the rows. Throws as read does.
+  /// Tensor `name` as a matrix: a tensor with two dimensions as it is, a vector as one column; of more dimensions all but the
+  /// last are merged into the rows. Throws as read does.
   template <std::floating_point T>
   Matrix<T> matrix(std::string_view name) const {
     const SafetensorsTensor& source = tensor(name);
-    std::span<const Index> shape = source.shape;
-    if (shape.size() > 2) {
-      while (shape.size() > 1 && shape.front() == 1) shape = shape.subspan(1);
-    }
+    const std::span<const Index> shape = source.shape;
     Index rows = 1, columns = 1;
     if (shape.size() == 1) {
       rows = shape.front();

@@ -167,7 +167,7 @@ class RecurrentFastWeight : public RecurrentMixerBase<RecurrentFastWeight<T, var
 
   struct Weights : FastWeightLayerWeights<T> {
     Matrix<T> query_feedback, key_feedback, value_feedback;  // [H d, d], R, of a recurrent delta net
-    Matrix<T> beta_feedback;  // [H, d], r_b; a single head's may be a column, which is what [1, 1, 1, d] is read as
+    Matrix<T> beta_feedback;                                 // [H, d], r_b
 
     template <class Self, class Visitor>
     static void visit(Self& self, Visitor&& visitor) {
@@ -206,8 +206,7 @@ class RecurrentFastWeight : public RecurrentMixerBase<RecurrentFastWeight<T, var
       copy("R_q", {H * d, d}, weights.query_feedback, query_feedback_);
       copy("R_k", {H * d, d}, weights.key_feedback, key_feedback_);
       copy("R_v", {H * d, d}, weights.value_feedback, value_feedback_);
-      const bool column = H == 1 && weights.beta_feedback.cols() == 1;
-      copy("r_b", column ? Shape{d, 1} : Shape{H, d}, weights.beta_feedback, beta_feedback_);
+      copy("r_b", {H, d}, weights.beta_feedback, beta_feedback_);
     }
   }
 

@@ -61,8 +61,7 @@ inline double transformed(double x, ParameterTransform transform) {
 template <class T>
 ComplexArray read_complex(std::string_view operation, std::string_view name, const Matrix<T>& parts, Index rows,
                           Index columns) {
-  // A single number is a column of two.
-  if (!(rows * columns == 1 && parts.size() == 2)) expect_tensor(operation, name, {rows * columns, 2}, parts);
+  expect_tensor(operation, name, {rows * columns, 2}, parts);
   ComplexArray result(rows, columns);
   for (Index i = 0; i < result.size(); ++i) {
     result.data()[i] = {double(parts.data()[2 * i]), double(parts.data()[2 * i + 1])};

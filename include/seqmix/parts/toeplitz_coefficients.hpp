@@ -135,9 +135,7 @@ Matrix<double> toeplitz_coefficients(std::string_view operation, const ToeplitzC
     if (config.residual) a += before;
   }
   last.apply(normalized(), result, workspace);
-  if (config.decay != ToeplitzDecay::none && !(H == 1 && weights.gamma.size() == channels)) {
-    expect_tensor(operation, "gamma", {H, channels / H}, weights.gamma);  // of one head a column to the reader
-  }
+  if (config.decay != ToeplitzDecay::none) expect_tensor(operation, "gamma", {H, channels / H}, weights.gamma);
   for (Index c = 0; c < channels; ++c) {
     double g = 1;
     if (config.decay != ToeplitzDecay::none) g = double(weights.gamma.data()[c]);
