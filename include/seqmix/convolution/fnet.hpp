@@ -4,6 +4,7 @@
 //             models/fnet/modeling_fnet.py: FNetBasicFourierTransform, FNetLayer
 //   Glossary  L length   D channels   I intermediate channels
 //   Engine    engine/fourier.hpp
+//   Size      the mixing, and the whole layer with its two norms and its perceptron
 //
 // Core:   mix(x)[t, c] = Re(sum over s and d of x[s, d] e^{-2 pi i (s t / L + d c / D)}), not normalised
 // Layer:  a = layer_norm(x + mix(x)),   y = layer_norm(W_2 act(W_1 a + b_1) + b_2 + a)

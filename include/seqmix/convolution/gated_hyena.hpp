@@ -5,6 +5,7 @@
 //   Glossary  L length   D channels   H heads   P = D / H width of a head   G channels of a filter   N modes of a filter
 //             w width of the short convolution
 //   Engine    engine/scan_time_invariant.hpp; parts/short_convolution.hpp
+//   Size      a core with filters of modes and their steps, and a layer
 //
 // Core:   u [L, 3 D], after a short convolution, is x2, x1 and v: blocks of D channels, or of P in every head (column_split)
 //         s_t[n] = pole[n] s_{t-1}[n] + x1_t v_t,   y_t = x2_t (Re sum over n of residue[n] s_t[n] + D x1_t v_t)

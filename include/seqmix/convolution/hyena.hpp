@@ -4,6 +4,7 @@
 //             src/models/sequence/hyena.py (HyenaOperator)
 //   Glossary  L length   D channels   p order   w width of the short convolution   n samples of a filter
 //   Engine    engine/convolution_streaming.hpp; parts/implicit_filter.hpp, parts/short_convolution.hpp
+//   Size      a layer of any order in its standalone and its full version, and a state of several convolutions
 //
 //   (x_0, x_1 .. x_{p-1}, v) = short convolution of (W_in x + b_in),   D channels each
 //   for o = 0 .. p - 2:   v = (h_o + bias_o) * (v x_{p-1-o}),   * the causal convolution, the bias a further tap at lag 0

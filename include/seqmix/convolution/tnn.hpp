@@ -3,6 +3,7 @@
 //   Source    Qin et al. 2023, arXiv:2305.04749; Doraemonzzz/tnn-pytorch, tnn_pytorch/tno.py, rpe.py and gtu.py
 //   Glossary  L length   D channels   E inner channels   H heads   R width of the perceptron   n lags with coefficients
 //   Engine    engine/convolution_streaming.hpp; parts/toeplitz_coefficients.hpp, where the coefficients c are
+//   Size      cores of both directions with their state, and a layer
 //
 // Core:   y_t = sum over s of c_{t-s} x_s,   s <= t where causal;   over the same sum of ones if normalised
 // Layer:  y = W_o norm(silu(W_u x + b_u) core(silu(W_v x + b_v))) + b_o,   norm(a) = a / (rms(a) + 1e-8), or nothing

@@ -4,6 +4,7 @@
 //             fla/ops/lightning_attn/chunk.py
 //   Glossary  L length   H heads   K, V key and value width of one head
 //   Engine    engine/linear_recurrence.hpp with decay::PerHead
+//   Size      a core and its decays, without a layer: the rest is the engine's
 //
 // S_t = exp(g_h) S_{t-1} + k_t v_t^T,   y_t = scale * q_t^T S_t,   g_h = -(8 / H) (1 - layer / layers) h
 #pragma once

@@ -5,6 +5,7 @@
 //             fla/ops/log_linear_attn/naive.py
 //   Glossary  L length   H heads   K, V key and value width of one head
 //   Engine    engine/log_linear_recurrence.hpp
+//   Size      a core without a layer: all but its checks is the engine's
 //   Differs   The state holds the memories as the next token sees them: merged when a token is added, not before the next is.
 //
 // y_t = scale * sum over s <= t of lambda[t, level(t, s)] exp(g_{s+1} + .. + g_t) (q_t . k_s) v_s,

@@ -5,6 +5,7 @@
 //   Glossary  L length   D channels   N averages of each channel   T truncation
 //   Engine    engine/scan_time_invariant.hpp with real states; engine/convolution.hpp where truncated; convolutions with the
 //             whole kernel (parts/state_space_convolution.hpp) where asked for
+//   Size      one recurrence by scan, by whole kernel or truncated, in one direction or both
 //
 //   p = sigmoid(delta),   q = 1 - p sigmoid(alpha),   h_t = q h_{t-1} + p beta x_t,
 //   y_t = silu(N^-1/2 sum_n gamma_n h_t[n] + omega x_t)

@@ -3,6 +3,7 @@
 //   Source    Sun et al. 2023, arXiv:2307.08621; fla-org/flash-linear-attention, fla/layers/multiscale_retention.py
 //   Glossary  L length   D channels   H heads   K, V key and value width of one head
 //   Engine    engine/linear_recurrence.hpp with decay::PerHead, through the core function of recurrent/retention.hpp
+//   Size      a layer with its own projections, rotation and checkpoint names; the core is that of retention
 //
 // y_t = W_o (silu(W_g x_t) * concat_h(rms(o_t) * w)),  S_t = gamma_h S_{t-1} + k_t v_t^T,  o_t = K^-0.5 q_t^T S_t
 // Differs   from the layer of recurrent/retention.hpp in the rotation (RoPE, pairs i and i + K/2), in the weight of the

@@ -26,6 +26,7 @@
 #include <seqmix/parts/gate.hpp>
 #include <seqmix/parts/linear.hpp>
 #include <seqmix/parts/norm.hpp>
+#include <seqmix/parts/random_features.hpp>
 #include <seqmix/parts/token_shift.hpp>
 
 namespace seqmix::inline SEQMIX_ARCH {
@@ -193,7 +194,11 @@ class Rwkv7 : public RecurrentMixerBase<Rwkv7<T>, T> {
       return normal_matrix<T>(rows, columns, std::pow(double(columns), -0.5), rng);
     };
     const auto down = [&](Index rank) { return uniform_matrix<T>(D, rank, 0.01, rng); };
-    const auto up = [&](Index rank) { return uniform_matrix<T>(rank, C, 0.1, rng); };
+    // Rows are orthogonal, of length 0.1.
+    const auto up = [&](Index rank) {
+      return Matrix<T>(orthogonal_random_features<T>(rank, C, RandomFeatureNorms::constant, rng) *
+                       T(0.1 * std::pow(double(C), -0.5)));
+    };
     Weights weights;
     weights.mix = {ratio(0.1), ratio(0.45), ratio(0.35), ratio(0.35), ratio(0.45), ratio(0.1)};
     weights.decay = Vector<T>::NullaryExpr(

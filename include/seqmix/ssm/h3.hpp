@@ -4,6 +4,7 @@
 //   Glossary  L length   D channels   H heads   P = D / H width of a head   N shift states   M complex modes   n_ssm sets of
 //             modes: head h has number h mod n_ssm
 //   Engine    engine/shift_system.hpp, engine/scan_time_invariant.hpp
+//   Size      two systems, the products and the contraction as functions of their own, and the layer
 //
 //   q, k, v = W x + b, channel h P + d each;   k' = shift system of k
 //   kv_t[i, j, h] = k'_t[h, i] v_t[h, j],   o = diagonal system of kv, that of its head, y_t[j, h] = sum_i q_t[h, i] o_t[i, j, h]
