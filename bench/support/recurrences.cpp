@@ -158,15 +158,16 @@ Case recurrence(const RecurrenceCore& core, const RecurrenceShape& shape, Index 
     const auto steps = std::make_shared<Index>(0);
     result.run = [=] { core.call(data->streams(context + (*steps)++ % spare, 1), data->workspace); };
     result.check = [=] { check_recurrence(core, *data, context, context + 1); };
-    result.work = shape.features > 0 ? work::feature_attention_step(shape.heads, shape.key_dim, rows, shape.value_dim)
+    result.work = shape.features > 0 ? work::feature_attention_step(shape.heads, shape.key_dim, rows, shape.value_dim,
+                                                                    core.work.flops_per_cell)
                                      : work::linear_recurrence_step(shape.heads, rows, shape.value_dim, core.work);
   } else {
     result.prepare = [=] { data->clear(); };
     result.run = [=] { core.call(data->streams(0, length), data->workspace); };
     result.check = [=] { check_recurrence(core, *data, 0, length); };
-    result.work = shape.features > 0
-                      ? work::feature_attention(length, shape.heads, shape.key_dim, rows, shape.value_dim)
-                      : work::linear_recurrence(length, shape.heads, rows, shape.value_dim, core.work);
+    result.work = shape.features > 0 ? work::feature_attention(length, shape.heads, shape.key_dim, rows,
+                                                               shape.value_dim, core.work.flops_per_cell)
+                                     : work::linear_recurrence(length, shape.heads, rows, shape.value_dim, core.work);
   }
   result.tokens = step ? 1 : length;
   result.state_bytes = Index(data->memory.size() * sizeof(float));

@@ -164,17 +164,19 @@ inline Work log_linear_step(Index position, Index heads, Index key_dim, Index va
 }
 
 /// Normalised linear attention with `features` features of queries and keys of `width` numbers: the products of an undecayed
-/// recurrence, for each feature an addition to the sum of keys and a multiply-add for the denominator, and one
-/// multiplication for each feature of a query and of a key.
-inline Work feature_attention(Index length, Index heads, Index width, Index features, Index value_dim) {
+/// recurrence (more with a delta rule), for each feature an addition to the sum of keys and a multiply-add for the denominator,
+/// and one multiplication for each feature of a query and of a key.
+inline Work feature_attention(Index length, Index heads, Index width, Index features, Index value_dim,
+                              double flops_per_cell = no_decay.flops_per_cell) {
   const double rows = double(heads * features);
-  return double(length) * Work{.flops = 4 * rows * double(value_dim) + 5 * rows,
+  return double(length) * Work{.flops = flops_per_cell * rows * double(value_dim) + 5 * rows,
                                .streamed_bytes = 4 * 2 * double(heads * (width + value_dim))};
 }
 
 /// The same for one token: the state, which is read and written, counts instead of the streams.
-inline Work feature_attention_step(Index heads, Index width, Index features, Index value_dim) {
-  Work work = feature_attention(1, heads, width, features, value_dim);
+inline Work feature_attention_step(Index heads, Index width, Index features, Index value_dim,
+                                   double flops_per_cell = no_decay.flops_per_cell) {
+  Work work = feature_attention(1, heads, width, features, value_dim, flops_per_cell);
   work.streamed_bytes = 0;
   work.footprint_bytes = 4.0 * double(heads * features * (value_dim + 1));
   work.resident_bytes = 2 * work.footprint_bytes;
