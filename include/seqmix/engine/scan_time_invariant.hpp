@@ -99,10 +99,12 @@ class DiagonalSystem {
 
  private:
   static constexpr Index width = lanes<T>, parts_of_number = complex ? 2 : 1;
-  static constexpr Index block_rows = 64;                    // whose sums fit into the first-level cache
-  static constexpr Index register_states = complex ? 3 : 4;  // that pass over a block together
-  static constexpr Index least_tile = 4;                     // tokens for which it pays to transpose the state
-  static constexpr Index least_piped = 256;                  // tokens for which it pays to cut them into tiles
+  static constexpr Index block_rows = 64;  // whose sums fit into the first-level cache
+  // That pass over a block together: as many as keep a processor busy while each waits for itself, and fit into 16 registers.
+  static constexpr Index register_states = complex ? 4 : 8;
+  static constexpr Index stage_states = 4;   // for which it pays to go over a tile once more
+  static constexpr Index least_tile = 4;     // tokens for which it pays to transpose the state
+  static constexpr Index least_piped = 256;  // tokens for which it pays to cut them into tiles
 
   Index vectors() const { return (channels_ + width - 1) / width; }
   Index lanes_of(Index v) const { return std::min(width, channels_ - v * width); }
@@ -210,7 +212,7 @@ class DiagonalSystem {
   /// Registers of channels side by side; some states of them in stages, where there are more workers than these.
   void run_sequence(ConstSequence<T> x, HeadSequence<T> state, Sequence<T> y, Workspace& workspace) const {
     const auto frame = workspace.frame();
-    const Index length = x.length(), most_stages = length < least_piped ? 1 : states_ / register_states;
+    const Index length = x.length(), most_stages = length < least_piped ? 1 : states_ / stage_states;
     const Index stages = pipeline_stages(vectors(), most_stages, workspace.concurrency());
     // Blocks passed on at a time, and their sums [vector][stage that has them][block][output][token][lane].
     const Index blocks = (length + block_rows - 1) / block_rows, sums_of_block = outputs_ * block_rows * width;
