@@ -195,18 +195,9 @@ class AttentionFreeKernel {
 
   Index sums_stride() const { return vectors_ * width; }
 
-  Batch<T> get(const T* row, Index v) const {
-    const Index count = channels_ - v * width;
-    return count >= width ? load(row + v * width) : load_partial(row + v * width, count);
-  }
+  Batch<T> get(const T* row, Index v) const { return load_some(row + v * width, channels_ - v * width); }
   void put(Index t, Index v, const Batch<T>& value) const {
-    const Index count = channels_ - v * width;
-    T* const to = output_.row(t) + column_ + v * width;
-    if (count >= width) {
-      store(to, value);
-    } else {
-      store_partial(to, value, count);
-    }
+    store_some(output_.row(t) + column_ + v * width, value, channels_ - v * width);
   }
 
   /// Token j of keys or values, from the past or of this call.

@@ -85,7 +85,7 @@ class CausalConvolution {
     for (Index t = -before; t < rows; ++t) {
       const Index at = begin + t;
       const T* const from = (at >= 0 ? x.row(at) : history.row(history.length() + at)) + v * width;
-      store(first + t * width, count == width ? load(from) : load_partial(from, count));
+      store(first + t * width, detail::load_some(from, count));
     }
     for (Index j = 0; j < outputs_; ++j) {
       const T* const filter = packed_.data() + (j * vectors() + v) * taps_ * width;
@@ -104,13 +104,7 @@ class CausalConvolution {
           for (; t < end; ++t) some(std::integral_constant<Index, 1>{}, t);
         }
         for (Index t = block; t < end; ++t) {
-          T* const to = y.row(begin + t) + j * channels_ + v * width;
-          const Batch<T> sum = load(sums + (t - block) * width);
-          if (count == width) {
-            store(to, sum);
-          } else {
-            store_partial(to, sum, count);
-          }
+          detail::store_some(y.row(begin + t) + j * channels_ + v * width, load(sums + (t - block) * width), count);
         }
       }
     }

@@ -252,9 +252,7 @@ class OneTimeConvolution {
       const auto gather = [&](const auto& row) {
         for (Index i = 0; i < rows; ++i) {
           const T* const from = row(i);
-          store(lanes_of_rows + i * width, from == nullptr  ? broadcast(T(0))
-                                           : count == width ? load(from)
-                                                            : load_partial(from, count));
+          store(lanes_of_rows + i * width, from == nullptr ? broadcast(T(0)) : detail::load_some(from, count));
         }
         return LaneRows<const T>{lanes_of_rows, rows, width};
       };

@@ -314,12 +314,8 @@ void fourier_real_part(ConstSequence<T> x, Sequence<T> y, Workspace& workspace) 
     const Index first = g * width, count = std::min(width, frequencies - first);
     for (Index t = 0; t < L; ++t) {
       const T* const from = result.real + t * width;
-      T *const to = y.row(t) + first, *const mirrored = y.row(t == 0 ? 0 : L - t);
-      if (count == width) {
-        store(to, load(from));
-      } else {
-        store_partial(to, load(from), count);
-      }
+      T* const mirrored = y.row(t == 0 ? 0 : L - t);
+      detail::store_some(y.row(t) + first, load(from), count);
       for (Index c = std::max(first, Index(1)); c < std::min(first + count, (D + 1) / 2); ++c) {
         mirrored[D - c] = from[c - first];
       }

@@ -99,7 +99,7 @@ inline constexpr T log_average_exact = T(0.125) / std::numeric_limits<T>::epsilo
 template <class T>
 SEQMIX_ALWAYS_INLINE auto log_average_drifted(const Batch<T>& p, const Batch<T>& below) {
   const auto far = (below > broadcast(T(0x1p40))) | (below < broadcast(T(0x1p-40)));
-  return far & (xsimd::abs(p) < broadcast(log_average_exact<T>));
+  return far & (abs(p) < broadcast(log_average_exact<T>));
 }
 template <class T>
 SEQMIX_ALWAYS_INLINE Batch<T> log_average_shift(const Batch<T>& below) {
@@ -133,7 +133,7 @@ struct LogAverage {
     state[1] = fade(state[1], next.second * step.value);
     state[2] = fade(state[2], next.second);
     state[0] = next.largest;
-    if (const auto drifted = log_average_drifted(state[0], state[2]); xsimd::any(drifted)) {
+    if (const auto drifted = log_average_drifted(state[0], state[2]); any(drifted)) {
       const B shift = log_average_shift(state[2]);
       const B scale = select(drifted, exp(-shift), broadcast(T(1)));
       state[0] = select(drifted, state[0] + shift, state[0]);
@@ -161,7 +161,7 @@ struct LogAverage {
     SEQMIX_ALWAYS_INLINE Weights(const B& a, const B& b) {
       using T = typename B::value_type;
       const auto larger = a > b;
-      const B one = broadcast(T(1)), least = exp_decay(-xsimd::abs(a - b));
+      const B one = broadcast(T(1)), least = exp_decay(-abs(a - b));
       largest = select(larger, a, b);
       first = select(larger, one, least);
       second = select(larger, least, one);
@@ -173,7 +173,7 @@ struct LogAverage {
   SEQMIX_ALWAYS_INLINE static B rest_of_sum(const B& p, const B& log_decay, const B& faded) {
     using T = typename B::value_type;
     const B added = faded - p, rest = (p - (faded - added)) + (log_decay - added);
-    const auto exact = (xsimd::abs(p) < broadcast(log_average_exact<T>)) & (xsimd::abs(rest) <= broadcast(T(0x1p-4)));
+    const auto exact = (abs(p) < broadcast(log_average_exact<T>)) & (abs(rest) <= broadcast(T(0x1p-4)));
     const B series = fma(rest, fma(rest, broadcast(T(1.0 / 6)), broadcast(T(0.5))), broadcast(T(1)));
     return select(exact, rest * series, broadcast(T(0)));
   }
@@ -355,7 +355,7 @@ class Scan {
   SEQMIX_ALWAYS_INLINE static void flush(B (&x)[N]) {
     unroll<Index(N)>([&](auto r) SEQMIX_INLINE_LAMBDA {
       const B zero = broadcast(T(0));
-      x[r] = select(xsimd::abs(x[r]) < broadcast(std::numeric_limits<T>::min()), zero, x[r]);
+      x[r] = select(abs(x[r]) < broadcast(std::numeric_limits<T>::min()), zero, x[r]);
     });
   }
 
@@ -418,7 +418,7 @@ class Scan {
       for (bool alive = true; alive && t < end; t += block_rows) {
         sweep<ScanTask::outputs_and_transitions>(block, t, std::min(t + block_rows, end), state, transition,
                                                  segments.course);
-        alive = any(transition, block);
+        alive = remains(transition, block);
       }
       segments.alive[s * blocks_ + block] = std::min(t, end);
       if (t < end) sweep<ScanTask::outputs>(block, t, end, state, {}, {});
@@ -426,7 +426,7 @@ class Scan {
   }
 
   /// Whether a transition is not zero.
-  bool any(const ScanRows<T>& transition, Index block) const {
+  bool remains(const ScanRows<T>& transition, Index block) const {
     const Index end = std::min((block + 1) * block_channels, channels_);
     for (Index r = 0; r < transition_rows; ++r) {
       for (Index c = block * block_channels; c < end; ++c) {
@@ -504,7 +504,7 @@ class Scan {
           // Zero times what is not finite is no number; the rest adds nothing.
           Batch<T> rest = before[0] * broadcast(T(0));
           if constexpr (state_rows == 2) rest = rest + before[1] * broadcast(T(0));
-          if (xsimd::any(xsimd::isnan(rest))) {
+          if (any(isnan(rest))) {
             for (Index t = alive; t < end; ++t) {
               ScanRows<T>{output_.row(t), channels_}.read(at, count, y);
               unroll<output_rows>([&](auto r) SEQMIX_INLINE_LAMBDA { y[r] = y[r] + rest; });

@@ -143,7 +143,7 @@ class LowRankSystem {
     [[maybe_unused]] T* const any = sums + outputs_ * width;  // g, of a rank without registers of its own
     for (Index t = 0; t < x.length(); ++t) {
       const T* from = x.row(t) + v * width;
-      const Batch<T> u = count == width ? load(from) : load_partial(from, count);
+      const Batch<T> u = detail::load_some(from, count);
       for (Index r = 0; r < rank; ++r) {
         const Batch<T> now = fma(load(row(v, r)), u, load(next + r * width));
         if constexpr (Rank > 0) g[r] = now, following[r] = broadcast(T(0));
@@ -181,12 +181,7 @@ class LowRankSystem {
         for (Index r = 0; r < Rank; ++r) store(next + r * width, following[r]);
       }
       for (Index j = 0; j < outputs_; ++j) {
-        T* const to = y.row(t) + j * channels_ + v * width;
-        if (count == width) {
-          store(to, load(sums + j * width));
-        } else {
-          store_partial(to, load(sums + j * width), count);
-        }
+        detail::store_some(y.row(t) + j * channels_ + v * width, load(sums + j * width), count);
       }
     }
   }

@@ -185,7 +185,7 @@ class SelectiveScan {
       const Batch<T> d = load(delta + t * width), x = load(input + t * width);
       Batch<T> y = load(output + t * width);
       constexpr Index together = S % 2 == 0 ? 2 : 1;
-      [[maybe_unused]] const bool stands = !normal && xsimd::any(d == broadcast(T(0)));
+      [[maybe_unused]] const bool stands = !normal && any(d == broadcast(T(0)));
       unroll<S / together>([&](auto pair) SEQMIX_INLINE_LAMBDA {
         Batch<T> fade[together];
         unroll<together>([&](auto i) SEQMIX_INLINE_LAMBDA { fade[i] = load(decay + (pair * together + i) * width); });
@@ -223,12 +223,12 @@ class SelectiveScan {
     Batch<T> most = broadcast(T(0));
     auto numbers = most <= broadcast(T(0));
     for (Index n = 0; n < states_; ++n) {
-      const Batch<T> size = xsimd::abs(load(decay + n * width));
-      most = xsimd::max(most, size), numbers = numbers & (size <= most);
+      const Batch<T> size = abs(load(decay + n * width));
+      most = max(most, size), numbers = numbers & (size <= most);
     }
     const Batch<T> limit = broadcast(T(FloatFormat<T>::exponent_bias - 2));
-    for (Index t = 0; t < rows; ++t) numbers = numbers & (most * xsimd::abs(load(delta + t * width)) <= limit);
-    return xsimd::all(numbers);
+    for (Index t = 0; t < rows; ++t) numbers = numbers & (most * abs(load(delta + t * width)) <= limit);
+    return all(numbers);
   }
 
   /// States first .. last - 1 over `rows` tokens of a tile. decay, state: of the block, vector v's state n at
@@ -366,7 +366,7 @@ class SelectiveScan {
             const auto add = [&](auto vectors) SEQMIX_INLINE_LAMBDA -> Batch<T> {
               return update<vectors>(t, now.group, now.channel + c, some, delta + v * width, input + v * width);
             };
-            const bool moves = !xsimd::any(load(delta + v * width) == broadcast(T(0)));
+            const bool moves = !any(load(delta + v * width) == broadcast(T(0)));
             const Batch<T> sum = moves && states_ == width       ? add(std::integral_constant<Index, 1>{})
                                  : moves && states_ == 2 * width ? add(std::integral_constant<Index, 2>{})
                                                                  : add(std::integral_constant<Index, 0>{});

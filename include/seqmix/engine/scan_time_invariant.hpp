@@ -139,7 +139,7 @@ class DiagonalSystem {
   void gather(ConstSequence<T> x, Index v, T* to) const {
     for (Index t = 0; t < x.length(); ++t) {
       const T* from = x.row(t) + v * width;
-      store(to + t * width, lanes_of(v) == width ? load(from) : load_partial(from, lanes_of(v)));
+      store(to + t * width, detail::load_some(from, lanes_of(v)));
     }
   }
 
@@ -200,13 +200,8 @@ class DiagonalSystem {
   /// Adds what skips the states and writes output j of a register of channels.
   SEQMIX_ALWAYS_INLINE void finish(Index v, Index j, const Batch<T>& x, Batch<T> sum, T* row) const {
     const Index at = j * channels_ + v * width, count = lanes_of(v);
-    if (count == width) {
-      if (skip_.size() > 0) sum = fma(load(skip_.data() + at), x, sum);
-      store(row + at, sum);
-    } else {
-      if (skip_.size() > 0) sum = fma(load_partial(skip_.data() + at, count), x, sum);
-      store_partial(row + at, sum, count);
-    }
+    if (skip_.size() > 0) sum = fma(detail::load_some(skip_.data() + at, count), x, sum);
+    detail::store_some(row + at, sum, count);
   }
 
   /// Registers of channels side by side; some states of them in stages, where there are more workers than these.
@@ -264,22 +259,16 @@ class DiagonalSystem {
           const Batch<T> u = broadcast(x(t, h));
           for (Index n = 0; n < states_; n += width) {
             const Index some = std::min(width, states_ - n);
-            const auto part_of = [&](const T* from) SEQMIX_INLINE_LAMBDA -> Batch<T> {
-              return some == width ? load(from) : load_partial(from, some);
-            };
+            const auto part_of = [&](const T* from)
+                                     SEQMIX_INLINE_LAMBDA -> Batch<T> { return detail::load_some(from, some); };
             const auto coefficient = [&](std::size_t which, Index part) SEQMIX_INLINE_LAMBDA -> Batch<T> {
               return part_of(rows_[which][std::size_t(part)].data() + h * states_ + n);
             };
             Batch<T> s[P];
             unroll<P>([&](auto part) SEQMIX_INLINE_LAMBDA { s[part] = part_of(state.row(part, h) + n); });
             advance(s, coefficient(0, 0), coefficient(0, P - 1), coefficient(1, 0), coefficient(1, P - 1), u);
-            unroll<P>([&](auto part) SEQMIX_INLINE_LAMBDA {
-              if (some == width) {
-                store(state.row(part, h) + n, s[part]);
-              } else {
-                store_partial(state.row(part, h) + n, s[part], some);
-              }
-            });
+            unroll<P>([&](auto part)
+                          SEQMIX_INLINE_LAMBDA { detail::store_some(state.row(part, h) + n, s[part], some); });
             for (Index j = 0; j < outputs_; ++j) {
               Batch<T> sum = s[0] * coefficient(std::size_t(2 + j), 0);
               if constexpr (complex) sum = fnma(s[1], coefficient(std::size_t(2 + j), 1), sum);

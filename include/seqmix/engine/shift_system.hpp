@@ -58,7 +58,7 @@ class ShiftSystem {
       for (Index t = 0; t < x.length(); ++t) {
         const T* const from = x.row(t) + v * width;
         T* const to = y.row(t) + v * width;
-        const Batch<T> u = count == width ? load(from) : load_partial(from, count);
+        const Batch<T> u = detail::load_some(from, count);
         Batch<T> sum[2] = {skip * u, broadcast(T(0))};
         const auto some = [&](auto which, Index n) SEQMIX_INLINE_LAMBDA {
           const T* const at = coefficients + 2 * n * width;
@@ -72,11 +72,7 @@ class ShiftSystem {
           some(std::integral_constant<int, 1>{}, n - 1);
         }
         if (n == 0) some(std::integral_constant<int, 0>{}, n);
-        if (count == width) {
-          store(to, sum[0] + sum[1]);
-        } else {
-          store_partial(to, sum[0] + sum[1], count);
-        }
+        detail::store_some<T>(to, sum[0] + sum[1], count);
       }
       for (Index n = 0; n < states_; ++n) store_partial(state + n * channels_ + v * width, load(s + n * width), count);
     });

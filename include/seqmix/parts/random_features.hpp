@@ -26,7 +26,7 @@ struct Softmax {
   static constexpr bool stabilized = true;
   static constexpr double epsilon = 1e-4;  ///< as published
   template <class T, class Arch>
-  SEQMIX_ALWAYS_INLINE static Batch<T, Arch> map(const xsimd::batch<T, Arch>& u, const xsimd::batch<T, Arch>& offset) {
+  SEQMIX_ALWAYS_INLINE static Batch<T, Arch> map(const Batch<T, Arch>& u, const Batch<T, Arch>& offset) {
     return exp_decay(u - offset);
   }
 };
@@ -36,7 +36,7 @@ struct Relu {
   static constexpr bool stabilized = false;
   static constexpr double epsilon = 1e-3;
   template <class T, class Arch>
-  SEQMIX_ALWAYS_INLINE static Batch<T, Arch> map(const xsimd::batch<T, Arch>& u, const xsimd::batch<T, Arch>&) {
+  SEQMIX_ALWAYS_INLINE static Batch<T, Arch> map(const Batch<T, Arch>& u, const Batch<T, Arch>&) {
     return max_propagating(u, Batch<T, Arch>(T(0)));
   }
 };

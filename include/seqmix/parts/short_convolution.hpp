@@ -112,9 +112,8 @@ class ShortConvolution {
   template <Index R, class From>
   SEQMIX_ALWAYS_INLINE void convolve_rows(const From& from, const Sequence<T>& output) const {
     const auto some = [&](Index i, auto count) SEQMIX_INLINE_LAMBDA {
-      const auto read = [&](const T* source) SEQMIX_INLINE_LAMBDA -> Batch<T> {
-        return count == lanes<T> ? load(source + i) : load_partial(source + i, count);
-      };
+      const auto read = [&](const T* source)
+                            SEQMIX_INLINE_LAMBDA -> Batch<T> { return detail::load_some(source + i, count); };
       const Batch<T> bias = bias_.size() > 0 ? read(bias_.data()) : broadcast(T(0));
       Batch<T> sum[R];
       unroll<R>([&](auto r) SEQMIX_INLINE_LAMBDA { sum[r] = bias; });
@@ -125,13 +124,7 @@ class ShortConvolution {
       if (activation_ == ConvolutionActivation::swish) {
         unroll<R>([&](auto r) SEQMIX_INLINE_LAMBDA { sum[r] = silu(sum[r]); });
       }
-      unroll<R>([&](auto r) SEQMIX_INLINE_LAMBDA {
-        if (count == lanes<T>) {
-          store(output.row(r) + i, sum[r]);
-        } else {
-          store_partial(output.row(r) + i, sum[r], count);
-        }
-      });
+      unroll<R>([&](auto r) SEQMIX_INLINE_LAMBDA { detail::store_some(output.row(r) + i, sum[r], count); });
     };
     Index i = 0;
     for (; i + lanes<T> <= channels(); i += lanes<T>) some(i, std::integral_constant<Index, lanes<T>>{});
