@@ -27,6 +27,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <seqmix/engine/linear_recurrence_in_place.hpp>
 #include <seqmix/engine/linear_recurrence_panels.hpp>
@@ -54,7 +55,7 @@ void linear_recurrence(const LinearRecurrenceProblem<T, Decay, Readout, Normaliz
          problem.value.length() == problem.length() && problem.memory.heads() == problem.heads());
   // Copying the memory into panels and back takes as long as some tokens in place, where those are swept in whole groups
   // of vectors (measured: the orders meet at 16 tokens without decay and later with one; at odd widths, at 7).
-  const Index fused_from = problem.value_dim() % in_place_columns<T> == 0 ? 16 : 8;
+  const Index fused_from = problem.value_dim() % detail::in_place_columns<T> == 0 ? 16 : 8;
   if (problem.length() < fused_from) {
     linear_recurrence_in_place(problem, workspace);
   } else {
@@ -99,26 +100,74 @@ void linear_recurrence_shared_memory(const LinearRecurrenceProblem<T, Decay, Rea
   }
 }
 
-/// Throws std::invalid_argument unless `view` is [L, heads', channels], where L is the length of the output and heads'
-/// divides the heads of the memory, and overlaps neither.
+namespace detail {
+
+/// The addresses that a view lies between, in whatever direction its strides go.
+struct AddressRange {
+  std::uintptr_t begin = 0, end = 0;
+
+  template <class T>
+  SEQMIX_ALWAYS_INLINE AddressRange(T* data, Index rows, Index row_stride, Index columns, Index column_stride,
+                                    Index width) {
+    const Index row_span = (rows - 1) * row_stride, column_span = (columns - 1) * column_stride;
+    const auto at = [&](Index offset) {
+      return reinterpret_cast<std::uintptr_t>(data) + std::uintptr_t(offset) * sizeof(T);
+    };
+    begin = at(std::min(row_span, Index(0)) + std::min(column_span, Index(0)));
+    end = at(std::max(row_span, Index(0)) + std::max(column_span, Index(0)) + width);
+  }
+  template <class T>
+  SEQMIX_ALWAYS_INLINE explicit AddressRange(const HeadSequence<T>& view)
+      : AddressRange(view.data(), view.length(), view.row_stride(), view.heads(), view.head_stride(), view.head_dim()) {
+  }
+  template <class T>
+  SEQMIX_ALWAYS_INLINE explicit AddressRange(const MemoryView<T>& view)
+      : AddressRange(view.data(), view.heads(), view.head_stride(), view.key_dim(), view.row_stride(),
+                     view.value_dim()) {}
+
+  SEQMIX_ALWAYS_INLINE bool apart(const AddressRange& other) const { return begin >= other.end || end <= other.begin; }
+};
+
+/// Throws if the view is not what expect_shared_heads expects. It is, where addresses lie among one another but no element
+/// is shared.
 template <class T>
-void expect_shared_heads(std::string_view operation, std::string_view name, const HeadSequence<const T>& view,
-                         Index channels, const MemoryView<T>& memory, const HeadSequence<T>& output) {
-  // Steps wait for this, and a recurrence has many streams: a division, a shape or a call for each would take longer than all
-  // the rest. Messages are put together only where there is something wrong: they allocate.
-  if (view.heads() <= 0 || (view.heads() != memory.heads() && memory.heads() % view.heads() != 0)) [[unlikely]] {
+[[gnu::cold, gnu::noinline]] void check_shared_heads(std::string_view operation, std::string_view name,
+                                                     HeadSequence<const T> view, Index channels, MemoryView<T> memory,
+                                                     HeadSequence<T> output) {
+  if (view.heads() <= 0 || memory.heads() % view.heads() != 0) {
     internal::throw_invalid(operation, name,
                             "has " + std::to_string(view.heads()) + " heads, which do not divide the " +
                                 std::to_string(memory.heads()) + " heads of the memory");
   }
-  if (view.length() != output.length() || view.head_dim() != channels) [[unlikely]] {
-    expect_shape(operation, name, {output.length(), view.heads(), channels}, view);
-  }
-  using internal::extent_of;
-  const internal::Extent extent = extent_of(view);
-  if (may_overlap(extent_of(output), extent) || may_overlap(extent_of(memory), extent)) [[unlikely]] {
-    expect_disjoint(operation, "output", output, name, view);
-    expect_disjoint(operation, "memory", memory, name, view);
+  expect_shape(operation, name, {output.length(), view.heads(), channels}, view);
+  expect_disjoint(operation, "output", output, name, view);
+  expect_disjoint(operation, "memory", memory, name, view);
+}
+
+/// Throws unless the output fits the memory and they do not overlap.
+template <class T>
+[[gnu::cold, gnu::noinline]] void check_results(std::string_view operation, MemoryView<T> memory,
+                                                HeadSequence<T> output) {
+  expect_shape(operation, "output", {output.length(), memory.heads(), memory.value_dim()}, output);
+  expect_disjoint(operation, "output", output, "memory", memory);
+}
+
+}  // namespace detail
+
+/// Throws std::invalid_argument unless `view` is [L, heads', channels], where L is the length of the output and heads'
+/// divides the heads of the memory, and overlaps neither.
+template <class T>
+SEQMIX_ALWAYS_INLINE void expect_shared_heads(std::string_view operation, std::string_view name,
+                                              const HeadSequence<const T>& view, Index channels,
+                                              const MemoryView<T>& memory, const HeadSequence<T>& output) {
+  // Steps wait for this, and a recurrence has many streams. So what is as it most often is passes a few comparisons that the
+  // compiler can see through, and the rest is out of line: calls that take views by reference made this take longer than two
+  // rows of the memory for each stream.
+  const bool shares = view.heads() > 0 && (view.heads() == memory.heads() || memory.heads() % view.heads() == 0);
+  const detail::AddressRange range(view);
+  if (!shares || view.length() != output.length() || view.head_dim() != channels ||
+      !range.apart(detail::AddressRange(memory)) || !range.apart(detail::AddressRange(output))) [[unlikely]] {
+    detail::check_shared_heads<T>(operation, name, view, channels, memory, output);
   }
 }
 
@@ -134,15 +183,17 @@ void expect_shared_heads(std::string_view operation, std::string_view name, cons
 /// key_channels]), value [L, heads', V], memory [H, K, V], where H is a multiple of each heads', the output [L, H, V], and no
 /// output overlaps another argument.
 template <class T>
-void expect_recurrence_shapes(std::string_view operation, const HeadSequence<const T>& query,
-                              const HeadSequence<const T>& key, const HeadSequence<const T>& value,
-                              const MemoryView<T>& memory, const HeadSequence<T>& output,
-                              std::optional<Index> key_channels = {}) {
-  expect_shape(operation, "output", {output.length(), memory.heads(), memory.value_dim()}, output);
+SEQMIX_ALWAYS_INLINE void expect_recurrence_shapes(std::string_view operation, const HeadSequence<const T>& query,
+                                                   const HeadSequence<const T>& key, const HeadSequence<const T>& value,
+                                                   const MemoryView<T>& memory, const HeadSequence<T>& output,
+                                                   std::optional<Index> key_channels = {}) {
+  if (output.heads() != memory.heads() || output.head_dim() != memory.value_dim() ||
+      !detail::AddressRange(output).apart(detail::AddressRange(memory))) [[unlikely]] {
+    detail::check_results<T>(operation, memory, output);
+  }
   expect_shared_heads(operation, "query", query, key_channels.value_or(memory.key_dim()), memory, output);
   expect_shared_heads(operation, "key", key, key_channels.value_or(memory.key_dim()), memory, output);
   expect_shared_heads(operation, "value", value, memory.value_dim(), memory, output);
-  expect_disjoint(operation, "output", output, "memory", memory);
 }
 
 /// The same where a memory of fewer heads may be shared (linear_recurrence_shared_memory): unless output and query have a

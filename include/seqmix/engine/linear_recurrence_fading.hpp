@@ -174,10 +174,12 @@ template <class T>
 [[gnu::noinline]] void dither_weak_decays(Sequence<const T> log_decay, Index t, Index key_dim, const T* query,
                                           const T* key, T value, const CoefficientRows<T>& decay) {
   for (Index i = 0; i < key_dim; i += lanes<T>) {
-    const Batch<T> log = channel_log(log_decay, t, i),
-                   noise = noise_of(load(key + i), load(query + i), broadcast(value));
+    const Batch<T> log = channel_log(log_decay, t, i);
+    const auto weak = abs(log) < broadcast(weak_decay<T>);
+    if (!any(weak)) continue;
+    const Batch<T> noise = noise_of(load(key + i), load(query + i), broadcast(value));
     T* const d = decay.data + i / lanes<T> * decay.vector_stride;
-    store(d, select(abs(log) < broadcast(weak_decay<T>), dithered_factor(log, noise), load(d)));
+    store(d, select(weak, dithered_factor(log, noise), load(d)));
   }
 }
 
