@@ -111,11 +111,14 @@ struct Sizes {
   Index query_heads = 0, key_heads = 0, value_heads = 0, decay_heads = 0, bonus_heads = 0;  // 0 means heads
 };
 
-// A kind of log decays: mild ones, or everything from 0 to minus infinity side by side.
-enum class Decays { mild, mixed };
+// A kind of log decays: mild ones, everything from 0 to minus infinity side by side, or hardly any, and now and then such
+// a one.
+enum class Decays { mild, mixed, weak };
 
 inline double random_log_decay(Decays kind, Rng& rng) {
   if (kind == Decays::mild) return -rng.uniform(0, 0.3);
+  constexpr double weak[] = {0, -1e-8, -1e-7, -1e-6, -1e-5};
+  if (kind == Decays::weak && rng.uniform() < 0.95) return weak[rng.integer(0, 4)];
   constexpr double values[] = {0, -1e-7, -0.01, -0.7, -3, -40, -500, -infinity};
   return values[rng.integer(0, 7)];
 }
@@ -548,6 +551,10 @@ void check_policy() {
     }
   }
   check_shape<I>({.length = 523, .heads = 2, .key_dim = 9, .value_dim = 6}, Decays::mild, true, rng, workspace);
+  if (I::Decay::any) {
+    check_shape<I>({.length = 523, .heads = 2, .key_dim = 9, .value_dim = 6}, Decays::weak, true, rng, workspace);
+    check_shape<I>({.length = 523, .heads = 1, .key_dim = 64, .value_dim = 40}, Decays::weak, false, rng, workspace);
+  }
   // Larger than a second-level cache, so in longer blocks.
   check_shape<I>({.length = 75, .heads = 3, .key_dim = 128, .value_dim = 200}, Decays::mild, false, rng, workspace);
   // Heads that share queries, keys, values, decays or bonuses.
@@ -576,16 +583,18 @@ void check_threads() {
                              Sizes{.length = 65, .heads = 1, .key_dim = 64, .value_dim = 100},
                              Sizes{.length = 83, .heads = 3, .key_dim = 128, .value_dim = 200},
                              Sizes{.length = 18, .heads = 5, .key_dim = 3, .value_dim = 1}}) {
-    const I inputs(sizes, Decays::mixed, true, rng);
-    Workspace serial;
-    Result<T> expected(inputs);
-    run(Order::chosen, inputs, sizes.length, {sizes.length / 3}, serial, expected);
-    for (const auto& [name, executor] : all_executors()) {
-      INFO(name << ", " << describe(inputs.sizes, sizes.length));
-      Workspace workspace(*executor);
-      Result<T> result(inputs);
-      run(Order::chosen, inputs, sizes.length, {sizes.length / 3}, workspace, result);
-      CHECK(result.same_bits(expected));
+    for (const Decays decays : {Decays::mixed, Decays::weak}) {
+      const I inputs(sizes, decays, true, rng);
+      Workspace serial;
+      Result<T> expected(inputs);
+      run(Order::chosen, inputs, sizes.length, {sizes.length / 3}, serial, expected);
+      for (const auto& [name, executor] : all_executors()) {
+        INFO(name << ", " << describe(inputs.sizes, sizes.length) << ", decays " << int(decays));
+        Workspace workspace(*executor);
+        Result<T> result(inputs);
+        run(Order::chosen, inputs, sizes.length, {sizes.length / 3}, workspace, result);
+        CHECK(result.same_bits(expected));
+      }
     }
   }
 }

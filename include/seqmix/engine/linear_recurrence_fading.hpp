@@ -15,6 +15,16 @@
 // if these are fewer. It stays below 2^-23 sqrt(tokens) of the largest output in float (tests/limits/weak_decays_test.cpp). Where
 // all tokens are alike, or add nothing, roundings may all have the same sign: then a number of the memory may be off by 2^-25 of
 // itself for each of them, as any sum may.
+// A memory with a row that reaches back further than 2^16 tokens outgrows what tokens add nearly as a sum does, and is summed in
+// two parts as one (linear_recurrence_sums.hpp), where it pays: in the fused order, in float. Its error no longer grows with the
+// number of tokens, but with that of the pieces that a sequence comes in, since it is rounded, at random, at the end of each.
+// That takes 15% longer, while such decays last. Left in one part, with the errors above, are memories
+//   in place           single tokens and other short pieces: a memory in two is more to read and write at each of them, and
+//                      the state has no place for the other part;
+//   of a delta policy  what tokens take out of the memory keeps it small, as a rule;
+//   with a normalizer  whose sum of keys would have to be in two parts as well;
+//   of weighted tokens (Mamba-2 and 3) which take time: no head of a model reaches back that far;
+//   in chunks          which read a memory in one part.
 // Single tokens whose decay is not weak enough to be rounded at random (weak_decay), but the same at every one, may be off by
 // 2^-13 of the output; so may decays of value columns, which are taken as they round, by more (decay::PerTokenValueChannel).
 #pragma once
@@ -43,8 +53,8 @@ inline constexpr T strong_decay = T(1) / T(256);
 template <class T>
 inline constexpr T weak_decay = T(1) / T(4096);
 
-/// What a kernel keeps of the decays that the rows of a head's memory wait for: [lanes] numbers above 1 if there are any,
-/// else 0, then their logarithms, [padded key_dim], or [lanes] where all channels decay alike.
+/// What a kernel keeps of the decays that the rows of a head's memory wait for: [lanes] numbers, 1 somewhere if a row may be
+/// waiting or did not decay, else 0, then their logarithms, [padded key_dim], or [lanes] where all channels decay alike.
 template <class Decay, class T>
 constexpr Index pending_pitch(Index key_dim) {
   return !Decay::any ? 0 : lanes<T> + (Decay::per_channel ? padded<T>(key_dim) : lanes<T>);
@@ -92,7 +102,7 @@ struct GroupDecay {
 };
 
 /// That of key channels whose logarithms add up to `logs` and whose factors multiply up to `product`. `waits_for`, in `pending`,
-/// are those of the tokens before, and then of these; `waiting` gathers whether there are any.
+/// are those of the tokens before, and then of these; `waiting` gathers whether there may be any.
 template <class T, class Mask>
 SEQMIX_ALWAYS_INLINE GroupDecay<T> group_decay(const Batch<T>& logs, const Batch<T>& product, T* waits_for,
                                                Mask& waiting) {
@@ -101,7 +111,7 @@ SEQMIX_ALWAYS_INLINE GroupDecay<T> group_decay(const Batch<T>& logs, const Batch
   const auto weak = size < broadcast(strong_decay<T>), waits = size < broadcast(least_decay<T>);
   const Batch<T> loss = expm1_fraction(total), rounded = one + loss, before = one + rest;
   const Batch<T> left = select(waits, total, select(weak, loss - (rounded - one), zero));
-  waiting = waiting || left != zero;
+  waiting = waiting || weak;
   store(waits_for, left);
   return {select(waits, one, select(weak, rounded, product * before)), before, one - left};
 }
@@ -189,14 +199,16 @@ inline constexpr bool dithers = std::numeric_limits<T>::digits < 53;
 
 /// x e^log for a decay that rows no longer wait for, rounded up or down at random, in proportion: for most numbers it is less
 /// than half a unit in the last place, and would be nothing every time. What looks random comes from the numbers themselves
-/// and from `salt`.
+/// and from `salt`. `rest` is what rounding took from x before, and is rounded with it.
 template <class T>
-SEQMIX_ALWAYS_INLINE Batch<T> decayed(const Batch<T>& x, const Batch<T>& log, T salt) {
+SEQMIX_ALWAYS_INLINE Batch<T> decayed(const Batch<T>& x, const Batch<T>& log, T salt,
+                                      const Batch<T>& rest = broadcast(T(0))) {
   if constexpr (!dithers<T>) return fma(x, log, x);
   using Bits = typename FloatFormat<T>::Bits;
   constexpr Bits exponent = ~Bits(0) >> (FloatFormat<T>::mantissa_bits + 1) << FloatFormat<T>::mantissa_bits;
   const Batch<T> last_place = from_bits<T>(to_bits(x) & exponent) * broadcast(std::numeric_limits<T>::epsilon());
-  return x + fma(x, log, noise_of(x, log, broadcast(salt)) * last_place);
+  const Batch<T> change = fma(x, log, rest);
+  return x + select(change == broadcast(T(0)), change, fma(noise_of(x, log, broadcast(salt)), last_place, change));
 }
 
 }  // namespace detail

@@ -258,20 +258,20 @@ template <class T, Index Tokens>
 
 /// Takes one panel of the memory, [key_dim][2 vectors], over Tokens tokens, and writes their outputs. `columns` of the
 /// panel's value columns exist. value and output are the panel's part of the first token's row. A panel in two parts is
-/// followed by the settled one, as large. `decays` says whether rows of the memory do. Where columns fade, column_factors is
+/// the recent one, and the settled one as far behind as `settled` says, or else follows it. `decays` says whether rows of the memory do. Where columns fade, column_factors is
 /// the panel's part of the first token's factors, factor_pitch apart from token to token. Calls meanwhile() every `lanes`
 /// rows of the memory.
 template <bool decays, bool normalizes, bool two_parts, bool columns_fade = false, class T, Index Tokens,
           class Meanwhile>
 SEQMIX_ALWAYS_INLINE void sweep_panel(const RecurrenceCoefficients<T, Tokens>& coefficients, Index key_dim, T* panel,
                                       const T* value, Index value_stride, T* output, Index output_stride, Index columns,
-                                      T* /*values*/, const Meanwhile& meanwhile, const T* column_factors = nullptr,
-                                      Index factor_pitch = 0) {
+                                      T* /*values*/, const Meanwhile& meanwhile, Index settled = 0,
+                                      const T* column_factors = nullptr, Index factor_pitch = 0) {
   constexpr Index width = lanes<T>;
   constexpr Index row_vectors = RecurrenceCoefficients<T, Tokens>::row_vectors;
   const bool full = columns >= 2 * width;
   const Index tail[2] = {std::min(columns, width), std::max(columns - width, Index(0))};
-  [[maybe_unused]] const Index settled = key_dim * 2 * width;
+  if (settled == 0) settled = key_dim * 2 * width;
 
   Batch<T> v[Tokens][2], o[Tokens][2], fade[2];
   // What the tokens contribute to one another waits in memory, where columns fade, until what they read has faded.

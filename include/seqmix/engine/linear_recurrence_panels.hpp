@@ -29,7 +29,7 @@ class PanelRecurrence {
     for (auto& chunk : chunks_) chunk = ChunkCoefficientsOf<Delta, T>(key_dim_, workspace);
     for (auto& group : groups_) group = CoefficientsOf<Delta, T, group_tokens>(key_dim_, workspace);
     for (auto& single : singles_) single = CoefficientsOf<Delta, T, 1>(key_dim_, workspace);
-    panels_memory_ = workspace.take<T>((last - first) * parts * panel_size_).data();
+    panels_memory_ = workspace.take<T>((last - first) * (compensates ? 2 : parts) * panel_size_).data();
     staged_ = StagedRows<T>(problem.delta, block_tokens, key_dim_, workspace);
     values_ = workspace.take<T>((Delta::low_rank ? 2 : 1) * chunk_tokens * panel_columns).data();
     const Index heads = last_head_ - first_head_ + 1;
@@ -42,6 +42,8 @@ class PanelRecurrence {
     key_sums_ = workspace.take<T>(Normalizer::any ? heads * 2 * pitch_ : 0).data();
     pending_ = workspace.take<T>(heads * pending_pitch_).data();
     std::fill_n(pending_, heads * pending_pitch_, T(0));
+    two_parts_ = workspace.take<bool>(heads).data();
+    std::fill_n(two_parts_, heads, Problem::sums);
   }
 
   /// Runs all tokens. `initial` is the normalizer as before the first of them.
@@ -50,6 +52,7 @@ class PanelRecurrence {
     for (Index h = first_head_; h <= last_head_; ++h) {
       if constexpr (Normalizer::any) load_key_sum<Decay>(initial, h, key_sum(h));
       if constexpr (Decay::constant) load_factors<Decay>(problem_.head(h), 0, 1, factors(h));
+      if constexpr (compensates) choose_parts(h, problem_.head(h).log_decay, 0, std::min(Index(1), problem_.length()));
     }
     Index settled = 0;
     for (Index begin = 0; begin < problem_.length(); begin += block_tokens) {
@@ -72,6 +75,10 @@ class PanelRecurrence {
   static_assert(!(chunked && (Decay::per_value_channel || decltype(Problem::readout)::weighted)));
   static_assert(!(chunked && Problem::sums && Decay::any), "chunks read the settled part only, before it is rescaled");
   static constexpr Index parts = Problem::sums ? 2 : 1;  // of a panel: recent, settled
+  // Whether memories that hardly decay are summed in two parts as well (see choose_parts): the recent ones are behind all
+  // panels, since between them they would leave the caches half empty. Double has digits enough.
+  static constexpr bool compensates = FadingRows::any && dithers<T> && !Problem::sums && !Delta::any &&
+                                      !Normalizer::any && !decltype(Problem::readout)::weighted && !chunked;
   // As many tokens as leave their values, their outputs, and a row of the memory in registers, two vectors of each: with
   // four, sixteen registers do not hold them, and a token takes 6 to 21% longer.
   static constexpr Index group_tokens = register_count<> >= 32 ? 4 : Delta::low_rank ? 2 : 3;
@@ -80,6 +87,11 @@ class PanelRecurrence {
 
   Index columns_of(Index panel) const { return std::min(panel_columns, value_dim_ - panel * panel_columns); }
   T* panel_memory(Index unit) { return panels_memory_ + (unit - first_) * parts * panel_size_; }
+  /// The settled part, or all of it.
+  T* settled_panel(Index unit) { return panel_memory(unit) + (parts - 1) * panel_size_; }
+  T* recent_panel(Index unit) { return panel_memory(unit) + (compensates ? last_ - first_ : 0) * panel_size_; }
+  /// Whether the memory of head h is in two parts.
+  bool& two_parts(Index h) { return two_parts_[h - first_head_]; }
   T* key_sum(Index h) { return key_sums_ + (Normalizer::any ? (h - first_head_) * 2 * pitch_ : 0); }
   T* pending(Index h) { return pending_ + (h - first_head_) * pending_pitch_; }
   T* factors(Index h) { return factors_ + (Decay::constant ? (h - first_head_) * pitch_ : 0); }
@@ -133,15 +145,20 @@ class PanelRecurrence {
   /// Multiplies the memories and sums of keys by the decays that they still wait for.
   void take_pending() {
     if constexpr (FadingRows::any) {
+      if (problem_.length() == 0) return;
       const Index last = problem_.length() - 1;  // the token that the rounding takes its salt from
       for (Index unit = first_; unit < last_; ++unit) {
-        const T salt = *problem_.head(unit / panels_).value.row(last);
+        const Index h = unit / panels_;
+        const bool two = compensates && two_parts(h);  // then the recent part is what is left of settling it
+        const T salt = *problem_.head(h).value.row(last);
         for (Index row = 0; row < parts * key_dim_; ++row) {
-          const T log = pending_log<FadingRows>(pending(unit / panels_), row % key_dim_);
-          if (log == T(0)) continue;
+          const T log = pending_log<FadingRows>(pending(h), row % key_dim_);
+          if (log == T(0) && !two) continue;
           T* const memory = panel_memory(unit) + row * panel_columns;
+          const T* const recent = recent_panel(unit) + row * panel_columns;
           unroll<2>([&](auto b) SEQMIX_INLINE_LAMBDA {
-            store(memory + b * lanes<T>, decayed(load(memory + b * lanes<T>), broadcast(log), salt));
+            const Batch<T> rest = two ? load(recent + b * lanes<T>) : broadcast(T(0));
+            store(memory + b * lanes<T>, decayed(load(memory + b * lanes<T>), broadcast(log), salt, rest));
           });
         }
       }
@@ -157,8 +174,8 @@ class PanelRecurrence {
   }
 
   void save_panels() {
-    take_pending();
     settle_all();
+    take_pending();
     save_part(problem_.memory, parts - 1);
     if constexpr (Problem::sums) {
       if (problem_.decay.compensation.data()) save_part(problem_.decay.compensation, 0);
@@ -173,13 +190,37 @@ class PanelRecurrence {
 
   /// Moves the recent parts of all sums into the settled ones.
   void settle_all() {
-    if constexpr (Problem::sums) {
+    if constexpr (Problem::sums || compensates) {
       for (Index unit = first_; unit < last_; ++unit) {
-        settle(panel_memory(unit), panel_memory(unit) + panel_size_, panel_size_);
+        if (two_parts(unit / panels_)) settle(recent_panel(unit), settled_panel(unit), panel_size_);
       }
     }
     if constexpr (Normalizer::any && !Decay::any) {
       for (Index h = first_head_; h <= last_head_; ++h) settle(key_sum(h), key_sum(h) + pitch_, pitch_);
+    }
+  }
+
+  /// Chooses, by the decays of `count` tokens from `begin` on, how head h goes on: in two parts if a row of its memory reaches
+  /// back further than 2^16 tokens. That row outgrows what tokens add nearly as a sum does.
+  [[gnu::noinline]] void choose_parts(Index h, Sequence<const T> log_decay, Index begin, Index count) {
+    const Index rows = Decay::per_channel ? key_dim_ : 1;
+    T least[lanes<T>];
+    std::fill_n(least, lanes<T>, T(-0x1p-16) * T(count));
+    bool far = false;
+    for (Index i = 0; i < rows && !far; i += lanes<T>) {
+      Batch<T> logs = load(least) - load_some(least, rows - i);  // 0, and too little where there is no channel
+      // Most often the first token tells.
+      for (Index t = begin; t < begin + count && any(logs > load(least)); ++t) logs += channel_log(log_decay, t, i);
+      far = any(logs > load(least));
+    }
+    if (far == two_parts(h)) return;
+    two_parts(h) = far;
+    for (Index unit = std::max(first_, h * panels_); unit < std::min(last_, (h + 1) * panels_); ++unit) {
+      if (far) {
+        std::fill_n(recent_panel(unit), panel_size_, T(0));
+      } else {
+        settle(recent_panel(unit), settled_panel(unit), panel_size_);
+      }
     }
   }
 
@@ -196,10 +237,34 @@ class PanelRecurrence {
       t += coefficients.token_count;
     });
 
+    if (compensates && two_parts(h)) [[unlikely]] {
+      if constexpr (compensates) sweep_two_parts(h, begin, count);
+    } else {
+      sweep_panels<Problem::sums>(h, begin, count);
+    }
+    // For the tokens behind: outputs do not depend on decays of later ones.
+    if constexpr (compensates && !Decay::constant) {
+      if (two_parts(h) || any(load(pending(h)) > broadcast(T(0)))) [[unlikely]]
+        choose_parts(h, head.log_decay, begin, count);
+    }
+    const auto& map = problem_.output_map;
+    if (map.function) {
+      const Index first = std::max(first_, h * panels_), last = std::min(last_, (h + 1) * panels_);
+      const Index column = (first - h * panels_) * panel_columns;
+      const Index columns = std::min((last - h * panels_) * panel_columns, value_dim_) - column;
+      map.function(map.parameters, h, begin, column, head.output.rows(begin, count).columns(column, columns));
+    }
+  }
+
+  /// The panels of head h, in one part or in two, over a block of tokens whose coefficients are made.
+  template <bool in_two_parts>
+  SEQMIX_ALWAYS_INLINE void sweep_panels(Index h, Index begin, Index count) {
+    const auto head = problem_.head(h);
     const Index first = std::max(first_, h * panels_), last = std::min(last_, (h + 1) * panels_);
     Upcoming upcoming(*this, h, begin, (last - first) * calls_of_sweeps(count));
     for (Index unit = first; unit < last; ++unit) {
       const Index panel = unit - h * panels_, column = panel * panel_columns, columns = columns_of(panel);
+      T *const recent = recent_panel(unit), *const settled = settled_panel(unit);
       Index token = begin;
       for_each_group(count, [&](const auto& coefficients) SEQMIX_INLINE_LAMBDA {
         const T* value = head.value.row(token) + column;
@@ -207,27 +272,27 @@ class PanelRecurrence {
         const auto meanwhile = [&]() SEQMIX_INLINE_LAMBDA { upcoming.prefetch(); };
         if constexpr (Decay::per_value_channel) {
           sweep_panel<false, false, false, true>(
-              coefficients, key_dim_, panel_memory(unit), value, head.value.stride(), output, head.output.stride(),
-              columns, values_, meanwhile, static_cast<const T*>(factors_) + (token - begin) * factor_pitch_ + column,
+              coefficients, key_dim_, settled, value, head.value.stride(), output, head.output.stride(), columns,
+              values_, meanwhile, Index(0), static_cast<const T*>(factors_) + (token - begin) * factor_pitch_ + column,
               factor_pitch_);
+        } else if constexpr (compensates && in_two_parts) {
+          sweep_panel<true, false, true>(coefficients, key_dim_, recent, value, head.value.stride(), output,
+                                         head.output.stride(), columns, values_, meanwhile, settled - recent);
+          decay_settled(recent, settled, key_dim_, static_cast<const T*>(coefficients.rows),
+                        coefficients.row_vectors * lanes<T>);
         } else {
-          sweep_panel<Decay::any, Normalizer::any, Problem::sums>(coefficients, key_dim_, panel_memory(unit), value,
-                                                                  head.value.stride(), output, head.output.stride(),
-                                                                  columns, values_, meanwhile);
+          sweep_panel<Decay::any, Normalizer::any, Problem::sums>(
+              coefficients, key_dim_, Problem::sums ? recent : settled, value, head.value.stride(), output,
+              head.output.stride(), columns, values_, meanwhile);
         }
-        if constexpr (Problem::sums && Decay::any) {
-          rescale(panel_memory(unit) + panel_size_, panel_size_, coefficients.rows[0]);
-        }
+        if constexpr (Problem::sums && Decay::any) rescale(settled, panel_size_, coefficients.rows[0]);
         token += coefficients.token_count;
       });
     }
-    const auto& map = problem_.output_map;
-    if (map.function) {
-      const Index column = (first - h * panels_) * panel_columns;
-      const Index columns = std::min((last - h * panels_) * panel_columns, value_dim_) - column;
-      map.function(map.parameters, h, begin, column, head.output.rows(begin, count).columns(column, columns));
-    }
   }
+
+  /// Not in line, where it would take registers from the others.
+  [[gnu::noinline]] void sweep_two_parts(Index h, Index begin, Index count) { sweep_panels<true>(h, begin, count); }
 
   /// Calls f for the coefficients of each group of tokens of a block of `count`, in order.
   template <class F>
@@ -326,6 +391,7 @@ class PanelRecurrence {
   std::array<CoefficientsOf<Delta, T, 1>, group_tokens - 1> singles_;
   StagedRows<T> staged_;
   T *panels_memory_, *values_, *factors_, *key_sums_, *pending_;
+  bool* two_parts_;  // [heads of this thread]
 };
 
 }  // namespace detail

@@ -1,4 +1,5 @@
-// Sums over all tokens that keep their digits, however many tokens there are: memories without decay, and sums of keys.
+// Sums over all tokens that keep their digits, however many tokens there are: memories without decay, or with hardly any, and
+// sums of keys.
 //
 // Such a sum is held in two parts. Tokens read settled + recent and are added to the recent part, which stays small and so
 // exact; after every settle_interval tokens it is moved into the settled part, and what rounding the new sum takes away
@@ -6,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <seqmix/engine/linear_recurrence_fading.hpp>
 #include <seqmix/engine/linear_recurrence_problem.hpp>
 #include <seqmix/parts/row.hpp>
 #include <seqmix/simd/batch.hpp>
@@ -44,6 +46,27 @@ SEQMIX_ALWAYS_INLINE void rescale(T* settled, Index count, T factor) {
   map_row(
       count, settled, [&](const Batch<T>& x) SEQMIX_INLINE_LAMBDA { return x * broadcast(factor); },
       static_cast<const T*>(settled));
+}
+
+/// The same for a panel [key_dim][2 vectors] whose rows decay by factors[0 .. lanes), the next ones by those `stride` further
+/// on. What a row loses, where that is little, is taken from its recent part, which has the digits for it.
+template <class T>
+[[gnu::noinline]] void decay_settled(T* recent, T* settled, Index key_dim, const T* factors, Index stride) {
+  constexpr Index width = lanes<T>, columns = 2 * width;
+  for (Index first = 0; first < key_dim; first += width, factors += stride) {
+    if (all(load(factors) == broadcast(T(1)))) continue;
+    for (Index i = first; i < std::min(first + width, key_dim); ++i) {
+      const T factor = factors[i - first];
+      for (Index j = i * columns; j < (i + 1) * columns; j += width) {
+        const Batch<T> x = load(settled + j);
+        if (factor > T(1) - strong_decay<T>) {
+          store(recent + j, fma(x, broadcast(factor - T(1)), load(recent + j)));
+        } else {
+          store(settled + j, x * broadcast(factor));
+        }
+      }
+    }
+  }
 }
 
 /// Head h of the normalizer's sum in a kernel's scratch: [recent, padded key_dim][settled, padded key_dim]. With a decay all
