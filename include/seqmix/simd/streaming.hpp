@@ -27,7 +27,7 @@ bool pays_to_stream(const Sequence<T>& result) {
 /// other, and under sanitizers, which don't see these. Call finish_streaming before another thread may read the result.
 template <class T>
 SEQMIX_ALWAYS_INLINE void store_streaming(T* to, const Batch<T>& value) {
-  constexpr bool single = std::is_same_v<T, float>;
+  [[maybe_unused]] constexpr bool single = std::is_same_v<T, float>;
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   store(to, value);
 #elif defined(__AVX512F__)
