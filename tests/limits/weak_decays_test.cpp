@@ -154,6 +154,26 @@ void check_all(Index length) {
 }
 
 TEST_CASE("weak decays of the linear recurrence are not lost in rounding") { check_all(100000); }
+
+TEST_CASE("a weakly decaying memory that has become infinite stays so") {
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  Tokens tokens(-1e-7f);
+  tokens.next();
+  tokens.query.setOnes(), tokens.log_decay.col(1).setZero();
+  Tensor<float> memory({1, dim, dim});
+  memory.data()[0] = infinity, memory.data()[dim + 1] = -infinity;
+  Matrix<float> y(block, dim);
+  Workspace workspace;
+  for (Index begin = 0; begin < block; begin += 250) {
+    gated_linear_attention<float>(rows(tokens.query, begin, 250), rows(tokens.key, begin, 250),
+                                  rows(tokens.value, begin, 250), rows(tokens.log_decay, begin, 250), 1.0f, memory,
+                                  Sequence<float>(y).rows(begin, 250).heads(1), workspace);
+  }
+  CHECK((y.col(0).array() == infinity).all());
+  CHECK((y.col(1).array() == -infinity).all());
+  CHECK(y.rightCols(dim - 2).allFinite());
+}
+
 TEST_CASE("weak decays over a million tokens", "[.slow]") { check_all(1000000); }
 
 }  // namespace

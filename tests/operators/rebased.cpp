@@ -1,8 +1,13 @@
 // ReBased: the core functions and the layer.
+#include <catch2/catch_template_test_macros.hpp>
+#include <cmath>
+#include <seqmix/core/random.hpp>
 #include <seqmix/linear/rebased.hpp>
+#include <type_traits>
 
 #include "support/polynomial_attention.hpp"
 #include "support/registry.hpp"
+#include "support/scalars.hpp"
 
 namespace seqmix::test {
 namespace {
@@ -108,6 +113,28 @@ struct RebasedTests {
 
 const MixerRegistration<RebasedTests<Direction::causal>> causal;
 const MixerRegistration<RebasedTests<Direction::bidirectional>> bidirectional;
+
+TEMPLATE_TEST_CASE("rebased: tokens whose values are 0 stay in the denominator", "[rebased]", float, double) {
+  using T = TestType;
+  if constexpr (scalar_tested<T>) {
+    constexpr Index length = 21, before = 20, features = polynomial::Square::features(4);
+    Rng rng(3);
+    const Matrix<T> query = normal_matrix<T>(length, 4, 1.0, rng), key = normal_matrix<T>(length, 4, 1.0, rng);
+    Matrix<T> value = Matrix<T>::Zero(length, 3), y(length, 3);
+    value.row(before).setOnes();
+    Tensor<T> memory({1, features, 3}), key_sum({1, features});
+    Workspace workspace;
+    for (const Index begin : {Index(0), before}) {
+      const Index count = begin == 0 ? before : length - before;
+      const auto rows = [&](const auto& stream) { return ConstSequence<T>(stream).rows(begin, count).heads(1); };
+      rebased<T>(rows(query), rows(key), rows(value), {}, memory, {key_sum.data(), 1, features},
+                 Sequence<T>(y).rows(begin, count).heads(1), workspace);
+    }
+    const Matrix<double> s = key.template cast<double>() * query.row(before).transpose().template cast<double>() / 2;
+    const double expected = s(before, 0) * s(before, 0) / (s.squaredNorm() + 1e-6);
+    CHECK(std::abs(double(y(before, 0)) - expected) <= (std::is_same_v<T, float> ? 1e-5 : 1e-13));
+  }
+}
 
 }  // namespace
 }  // namespace seqmix::test

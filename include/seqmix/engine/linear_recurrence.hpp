@@ -128,8 +128,7 @@ struct AddressRange {
   SEQMIX_ALWAYS_INLINE bool apart(const AddressRange& other) const { return begin >= other.end || end <= other.begin; }
 };
 
-/// Throws if the view is not what expect_shared_heads expects. It is, where addresses lie among one another but no element
-/// is shared.
+/// Throws if the view is not what expect_shared_heads expects. Views that interleave without sharing an element are fine.
 template <class T>
 [[gnu::cold, gnu::noinline]] void check_shared_heads(std::string_view operation, std::string_view name,
                                                      HeadSequence<const T> view, Index channels, MemoryView<T> memory,

@@ -208,7 +208,9 @@ SEQMIX_ALWAYS_INLINE Batch<T> decayed(const Batch<T>& x, const Batch<T>& log, T 
   constexpr Bits exponent = ~Bits(0) >> (FloatFormat<T>::mantissa_bits + 1) << FloatFormat<T>::mantissa_bits;
   const Batch<T> last_place = from_bits<T>(to_bits(x) & exponent) * broadcast(std::numeric_limits<T>::epsilon());
   const Batch<T> change = fma(x, log, rest);
-  return x + select(change == broadcast(T(0)), change, fma(noise_of(x, log, broadcast(salt)), last_place, change));
+  const Batch<T> decayed =
+      x + select(change == broadcast(T(0)), change, fma(noise_of(x, log, broadcast(salt)), last_place, change));
+  return select(abs(x) == broadcast(std::numeric_limits<T>::infinity()), x, decayed);
 }
 
 }  // namespace detail

@@ -257,10 +257,10 @@ template <class T, Index Tokens>
 }
 
 /// Takes one panel of the memory, [key_dim][2 vectors], over Tokens tokens, and writes their outputs. `columns` of the
-/// panel's value columns exist. value and output are the panel's part of the first token's row. A panel in two parts is
-/// the recent one, and the settled one as far behind as `settled` says, or else follows it. `decays` says whether rows of the memory do. Where columns fade, column_factors is
-/// the panel's part of the first token's factors, factor_pitch apart from token to token. Calls meanwhile() every `lanes`
-/// rows of the memory.
+/// panel's value columns exist. value and output are the panel's part of the first token's row. In two parts, the panel is
+/// the recent one, and the settled one is `settled` numbers from it, or, where that is 0, right behind it. `decays` says
+/// whether rows of the memory do. Where columns fade, column_factors is the panel's part of the first token's factors,
+/// factor_pitch apart from token to token. Calls meanwhile() every `lanes` rows of the memory.
 template <bool decays, bool normalizes, bool two_parts, bool columns_fade = false, class T, Index Tokens,
           class Meanwhile>
 SEQMIX_ALWAYS_INLINE void sweep_panel(const RecurrenceCoefficients<T, Tokens>& coefficients, Index key_dim, T* panel,

@@ -166,6 +166,7 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const TokenCoefficients<T>& token, Inde
 /// once in settle_interval tokens.
 template <class T>
 void settle_rows(const Sequence<T>& recent, const Sequence<T>& settled, Index position) {
+  if (settled.length() == 0) return;
   const Index count = (settled.length() + settle_interval - 1) / settle_interval;
   const Index first = position % ((settled.length() + count - 1) / count) * count;
   for (Index i = first; i < std::min(first + count, settled.length()); ++i) {
@@ -215,8 +216,8 @@ class InPlaceRecurrence {
   /// Of a problem with heads.
   InPlaceRecurrence(const Problem& problem, Workspace& workspace)
       : problem_(problem),
-        rows_(workspace.take<T>((Delta::low_rank ? 5 : 4) * pitch_).data()),
-        factors_(workspace.take<T>(factor_pitch<Decay, T>(key_dim_, value_dim_)).data()),
+        rows_(workspace.take<T>((Delta::low_rank ? 5 : 4) * std::max(pitch_, width)).data()),
+        factors_(workspace.take<T>(std::max(factor_pitch<Decay, T>(key_dim_, value_dim_), width)).data()),
         key_sum_(workspace.take<T>(Normalizer::any ? 2 * pitch_ : 0).data()) {
     const Index heads = problem.heads();
     if constexpr (Decay::any) {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <seqmix/engine/linear_recurrence_fading.hpp>
 #include <seqmix/engine/linear_recurrence_problem.hpp>
 #include <seqmix/parts/row.hpp>
@@ -48,6 +49,13 @@ SEQMIX_ALWAYS_INLINE void rescale(T* settled, Index count, T factor) {
       static_cast<const T*>(settled));
 }
 
+/// x, and 0 where that has become infinite: it stays so, and loses nothing.
+template <class T>
+SEQMIX_ALWAYS_INLINE Batch<T> finite_or_zero(const Batch<T>& x) {
+  const Batch<T> zero = broadcast(T(0));
+  return select(abs(x) == broadcast(std::numeric_limits<T>::infinity()), zero, x);
+}
+
 /// The same for a panel [key_dim][2 vectors] whose rows decay by factors[0 .. lanes), the next ones by those `stride` further
 /// on. What a row loses, where that is little, is taken from its recent part, which has the digits for it.
 template <class T>
@@ -60,7 +68,7 @@ template <class T>
       for (Index j = i * columns; j < (i + 1) * columns; j += width) {
         const Batch<T> x = load(settled + j);
         if (factor > T(1) - strong_decay<T>) {
-          store(recent + j, fma(x, broadcast(factor - T(1)), load(recent + j)));
+          store(recent + j, fma(finite_or_zero(x), broadcast(factor - T(1)), load(recent + j)));
         } else {
           store(settled + j, x * broadcast(factor));
         }

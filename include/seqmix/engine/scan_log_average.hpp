@@ -156,14 +156,14 @@ class LogAverageScan {
 
   /// `rounded`, or the exponent of e^x where all numbers are even whole ones: there two ways to round would differ by many.
   SEQMIX_ALWAYS_INLINE static Batch<T> exponent_of(const Batch<T>& x, const Batch<T>& rounded) {
-    const auto even = xsimd::abs(x) >= broadcast(T(2) / std::numeric_limits<T>::epsilon());
+    const auto even = abs(x) >= broadcast(T(2) / std::numeric_limits<T>::epsilon());
     return select(even, x * broadcast(log2_e), rounded);
   }
 
   /// Moves p, and the power of two that the sums are over, to where the sums are.
   SEQMIX_ALWAYS_INLINE static void stop_drift(Batch<T>& p, Batch<T>& above, Batch<T>& below) {
     const auto drifted = log_average_drifted(p, below);
-    if (xsimd::none(drifted)) return;
+    if (none(drifted)) return;
     const Batch<T> before = reference(p);
     p = select(drifted, p + log_average_shift(below), p);
     const Batch<T> scale = power(before - reference(p));
@@ -195,7 +195,7 @@ class LogAverageScan {
   SEQMIX_ALWAYS_INLINE static Batch<T> offset_of(const Batch<T>& p, const Batch<T>& bonus) {
     const Batch<T> n = usual_reference(p);
     const auto usual = (bonus >= broadcast(least_bonus)) & (bonus <= broadcast(largest_bonus)) &
-                       (xsimd::abs(n) <= broadcast(largest_exponent));
+                       (abs(n) <= broadcast(largest_exponent));
     return select(usual, broadcast(magic) - n, broadcast(std::numeric_limits<T>::quiet_NaN()));
   }
 
@@ -242,7 +242,7 @@ class LogAverageScan {
     } else {
       const Averager<R, false> average(*this, scratch, t, block);
       for_registers(block, [&](Index c, auto count) {
-        if (xsimd::all(usual(to_bits(load(scratch.unusual + c - block.begin))))) {
+        if (all(usual(to_bits(load(scratch.unusual + c - block.begin))))) {
           average(c, count);
         } else {
           advance_any(scratch, t, R, c, count);
@@ -294,7 +294,7 @@ class LogAverageScan {
       store(scratch.next + at, p), store(scratch.unusual + at, from_bits<T, xsimd::default_arch>(unusual));
       any_unusual = any_unusual | unusual;
     });
-    return xsimd::all(usual(any_unusual));
+    return all(usual(any_unusual));
   }
 
   /// Averages R tokens with the weights in scratch.
@@ -354,7 +354,7 @@ class LogAverageScan {
       const Batch<T> current = weight.fraction * extra.fraction * power(weight.exponent - now + extra.exponent);
       store_some(problem_.output.row(t) + c, divide(fma(current, v, past * above), fma(past, below, current)), count);
       const Batch<T> faded = max_propagating(p + w, broadcast(std::numeric_limits<T>::lowest()));
-      const Decay decay(select(xsimd::abs(p) < broadcast(log_average_exact<T>), w, faded - p));
+      const Decay decay(select(abs(p) < broadcast(log_average_exact<T>), w, faded - p));
       p = max_propagating(k, faded);
       const Batch<T> after = reference(p);
       const Batch<T> kept = power(before - after + decay.exponent);

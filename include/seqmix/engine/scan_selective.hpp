@@ -3,7 +3,7 @@
 //   d = delta_t + delta_bias, through softplus where asked for
 //   s_t[n] = exp(d A[n]) s_{t-1}[n] + d B_t[n] u_t,   y_t = (sum over n of C_t[n] s_t[n] + skip u_t) * silu(z_t)
 //
-// Where d is 0, a token takes no time, and the states stay what they are, whatever A is: -infinity, too.
+// Where d is 0, a token takes no time, and finite states stay what they are, whether A is finite or -infinity.
 //
 //   Glossary  L length   D channels   N states of a channel   G groups of channels that share B and C
 //   Source    Gu and Dao 2023, arXiv:2312.00752, section 3; state-spaces/mamba, selective_scan_interface.py
@@ -419,7 +419,8 @@ class SelectiveScan {
 
 }  // namespace detail
 
-/// Scans all tokens from and into the state. O(L D N) time; scratch O(D N), and O(N) rows of D numbers for few channels.
+/// Scans all tokens from and into the state. O(L D N) time; scratch O(D N), and for few channels, which are cut into stages
+/// of at least four states, up to 1536 numbers of each channel for each stage.
 /// Allocates nothing once `workspace` is warm. exp(d A) is that of exp2_products_each; of a few
 /// tokens that of exp2_decay, of an argument rounded twice.
 template <class T>

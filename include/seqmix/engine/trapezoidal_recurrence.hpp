@@ -340,7 +340,7 @@ void trapezoidal_recurrence(const TrapezoidalStreams<T>& streams, const Trapezoi
   // tokens, when it would take longer to begin with a head than to go on.
   const Index heads = state.memory.heads(), workers = workspace.concurrency();
   const bool apart = output.length() >= 16 && heads * 8 >= (heads + workers - 1) / workers * workers * 7;
-  const Index parts = apart ? workers : 1;
+  const Index parts = apart ? std::min(workers, heads) : 1;
   const auto run = [&](Index part, Workspace& local) {
     const Index first = heads * part / parts, count = heads * (part + 1) / parts - first;
     detail::TrapezoidalRecurrence<T>(streams, parameters, state, output, first, count, apart ? 1 : heads, local)

@@ -14,18 +14,19 @@
 //
 // The operator LinearAttention of ONNX (opset 27) is these core functions, by its update_rule and decay:
 //   linear                            linear_attention, with the identity as feature map and without normalisation
-//   gated        decay [B, T, H]      simple_gated_linear_attention
-//   gated        decay [B, T, H K]    gated_linear_attention
+//   gated        decay [B, T, G]      simple_gated_linear_attention, G = kv_num_heads
+//   gated        decay [B, T, G K]    gated_linear_attention
 //   delta                             delta_rule
-//   gated_delta  decay [B, T, H]      gated_delta_rule
-//   gated_delta  decay [B, T, H K]    kimi_delta_attention
+//   gated_delta  decay [B, T, G]      gated_delta_rule
+//   gated_delta  decay [B, T, G K]    kimi_delta_attention
 // One call for each sequence of the batch. query, key, value [T, heads * width] are Sequences: .heads(q_num_heads) and
 // .heads(kv_num_heads) view them as [T, heads, width] without a copy. decay and beta [T, kv_num_heads] are Sequences as
 // they are; a beta [T, 1] is one head shared by all. Decays are logarithms in both. The state [kv_num_heads, K, V] is
 // `memory`, which the query heads of a group share as there. It is updated in place: past_state and present_state may be one
 // buffer, otherwise copy past_state into present_state, or fill that with zeros, and call with present_state. A scale of 0
-// there stands for K^-0.5. Keys come as they are to be used: QueryKeyNorm::none. chunk_size is a hint for other machines: no
-// result depends on it, nor on how a sequence is cut into calls. The input erase_gate that drafts add is not served.
+// there stands for K^-0.5. Keys come as they are to be used: QueryKeyNorm::none. chunk_size is a hint for other machines:
+// nothing depends on it, and results depend on how a sequence is cut into calls by their rounding only. The input erase_gate
+// that drafts add is not served.
 #pragma once
 
 #include <seqmix/core/mixer.hpp>

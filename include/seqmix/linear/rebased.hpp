@@ -11,8 +11,9 @@
 //         causal: over s <= t; bidirectional: over all tokens
 // Layer:  projections, layer norm of q and k of every head, * gamma + beta, core with scale f^-1/2 and epsilon 1e-5,
 //         projection
-// Weights can vanish: only epsilon bounds the denominator of the first tokens from below. So the first 16 tokens of a
-// sequence, as far as one call has them, take their weights from the products themselves, not from products of features.
+// Weights can vanish: only epsilon bounds the denominator of the first tokens from below. So the first 16 tokens from a state
+// of zeros, as far as one call has them, and bidirectional sequences no longer than that, take their weights from the
+// products themselves, not from products of features.
 #pragma once
 
 #include <seqmix/parts/norm.hpp>

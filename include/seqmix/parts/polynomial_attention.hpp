@@ -60,14 +60,18 @@ void attend_directly(const ConstHeadSequence<T>& query, const ConstHeadSequence<
   }
 }
 
-/// Whether all of a memory is 0. Costs nothing where it isn't.
+/// Whether all numbers are 0. Costs nothing where the first isn't.
 template <class T>
-bool is_empty(const MemoryView<T>& memory) {
+bool is_zero(const Sequence<T>& rows) {
+  for (Index t = 0; t < rows.length(); ++t) {
+    if (!std::all_of(rows.row(t), rows.row(t) + rows.channels(), [](T x) { return x == T(0); })) return false;
+  }
+  return true;
+}
+template <class T>
+bool is_zero(const MemoryView<T>& memory) {
   for (Index h = 0; h < memory.heads(); ++h) {
-    for (Index i = 0; i < memory.key_dim(); ++i) {
-      const T* const row = memory.row(h, i);
-      if (!std::all_of(row, row + memory.value_dim(), [](T x) { return x == T(0); })) return false;
-    }
+    if (!is_zero(memory.head(h))) return false;
   }
   return true;
 }
@@ -98,7 +102,9 @@ void polynomial_attention(std::string_view operation, const ConstHeadSequence<T>
   constexpr Index first_rows = 16;
   Index direct = 0;
   if constexpr (Polynomial::vanishes && way == Direction::causal) {
-    const bool first = detail::is_empty(memory) && detail::is_empty(compensation.memory);
+    // Tokens whose values are all 0 leave something in the sum of keys only.
+    const bool first = detail::is_zero(memory) && detail::is_zero(compensation.memory) &&
+                       (!options.normalize || (detail::is_zero(key_sum) && detail::is_zero(compensation.key_sum)));
     direct = first ? std::min(output.length(), first_rows) : 0;
   } else if constexpr (Polynomial::vanishes) {
     direct = output.length() <= first_rows ? output.length() : 0;
