@@ -76,10 +76,16 @@ struct Extent {
   std::uintptr_t begin = 0, end = 0;
   Index period = 0;  // bytes from row to row
   Index width = 0;   // bytes of one row
+
+  /// Whether all of this lies before or behind all of the other.
+  [[gnu::always_inline]] bool apart(const Extent& other) const {
+    return begin == end || other.begin == other.end || end <= other.begin || other.end <= begin;
+  }
 };
 
+// In line: steps wait for the checks of their many streams, and most often need no more of them than `apart`.
 template <class T>
-Extent extent_of(const HeadSequence<T>& view) {
+[[gnu::always_inline]] inline Extent extent_of(const HeadSequence<T>& view) {
   if (view.length() == 0 || view.heads() == 0 || view.head_dim() == 0) return {};
   // Strides may be negative: the lowest element is then not the first.
   const auto size = Index(sizeof(T));
@@ -103,7 +109,7 @@ Extent extent_of(const Token<T>& view) {
 /// Whether two views may share an element. Rows with the same period are compared exactly, so column blocks of one
 /// matrix are disjoint; others count as overlapping as soon as their address ranges do.
 inline bool may_overlap(const Extent& a, const Extent& b) {
-  if (a.begin == a.end || b.begin == b.end || a.end <= b.begin || b.end <= a.begin) return false;
+  if (a.apart(b)) return false;
   if (a.period != b.period || a.period <= 0 || a.width > a.period || b.width > b.period) return true;
   const Index offset = Index((b.begin - a.begin) % std::uintptr_t(a.period));
   const Index shift =

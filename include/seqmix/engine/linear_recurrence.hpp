@@ -27,7 +27,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 #include <optional>
 #include <seqmix/engine/linear_recurrence_in_place.hpp>
 #include <seqmix/engine/linear_recurrence_panels.hpp>
@@ -102,32 +101,6 @@ void linear_recurrence_shared_memory(const LinearRecurrenceProblem<T, Decay, Rea
 
 namespace detail {
 
-/// The addresses that a view lies between, in whatever direction its strides go.
-struct AddressRange {
-  std::uintptr_t begin = 0, end = 0;
-
-  template <class T>
-  SEQMIX_ALWAYS_INLINE AddressRange(T* data, Index rows, Index row_stride, Index columns, Index column_stride,
-                                    Index width) {
-    const Index row_span = (rows - 1) * row_stride, column_span = (columns - 1) * column_stride;
-    const auto at = [&](Index offset) {
-      return reinterpret_cast<std::uintptr_t>(data) + std::uintptr_t(offset) * sizeof(T);
-    };
-    begin = at(std::min(row_span, Index(0)) + std::min(column_span, Index(0)));
-    end = at(std::max(row_span, Index(0)) + std::max(column_span, Index(0)) + width);
-  }
-  template <class T>
-  SEQMIX_ALWAYS_INLINE explicit AddressRange(const HeadSequence<T>& view)
-      : AddressRange(view.data(), view.length(), view.row_stride(), view.heads(), view.head_stride(), view.head_dim()) {
-  }
-  template <class T>
-  SEQMIX_ALWAYS_INLINE explicit AddressRange(const MemoryView<T>& view)
-      : AddressRange(view.data(), view.heads(), view.head_stride(), view.key_dim(), view.row_stride(),
-                     view.value_dim()) {}
-
-  SEQMIX_ALWAYS_INLINE bool apart(const AddressRange& other) const { return begin >= other.end || end <= other.begin; }
-};
-
 /// Throws if the view is not what expect_shared_heads expects. Views that interleave without sharing an element are fine.
 template <class T>
 [[gnu::cold, gnu::noinline]] void check_shared_heads(std::string_view operation, std::string_view name,
@@ -163,9 +136,10 @@ SEQMIX_ALWAYS_INLINE void expect_shared_heads(std::string_view operation, std::s
   // compiler can see through, and the rest is out of line: calls that take views by reference made this take longer than two
   // rows of the memory for each stream.
   const bool shares = view.heads() > 0 && (view.heads() == memory.heads() || memory.heads() % view.heads() == 0);
-  const detail::AddressRange range(view);
-  if (!shares || view.length() != output.length() || view.head_dim() != channels ||
-      !range.apart(detail::AddressRange(memory)) || !range.apart(detail::AddressRange(output))) [[unlikely]] {
+  using internal::extent_of;
+  const internal::Extent extent = extent_of(view);
+  if (!shares || view.length() != output.length() || view.head_dim() != channels || !extent.apart(extent_of(memory)) ||
+      !extent.apart(extent_of(output))) [[unlikely]] {
     detail::check_shared_heads<T>(operation, name, view, channels, memory, output);
   }
 }
@@ -186,8 +160,9 @@ SEQMIX_ALWAYS_INLINE void expect_recurrence_shapes(std::string_view operation, c
                                                    const HeadSequence<const T>& key, const HeadSequence<const T>& value,
                                                    const MemoryView<T>& memory, const HeadSequence<T>& output,
                                                    std::optional<Index> key_channels = {}) {
+  using internal::extent_of;
   if (output.heads() != memory.heads() || output.head_dim() != memory.value_dim() ||
-      !detail::AddressRange(output).apart(detail::AddressRange(memory))) [[unlikely]] {
+      !extent_of(output).apart(extent_of(memory))) [[unlikely]] {
     detail::check_results<T>(operation, memory, output);
   }
   expect_shared_heads(operation, "query", query, key_channels.value_or(memory.key_dim()), memory, output);

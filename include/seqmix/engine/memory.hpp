@@ -44,7 +44,7 @@ class MemoryView {
   constexpr Shape shape() const { return {heads_, key_dim_, value_dim_}; }
 
   /// For expect_disjoint: the memory as a sequence of heads.
-  friend internal::Extent extent_of(const MemoryView& memory) {
+  [[gnu::always_inline]] friend internal::Extent extent_of(const MemoryView& memory) {
     return internal::extent_of(HeadSequence<T>(memory.data(), memory.heads(), memory.key_dim(), memory.value_dim(),
                                                memory.head_stride(), memory.row_stride()));
   }
