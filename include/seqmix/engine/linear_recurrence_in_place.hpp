@@ -27,8 +27,8 @@ struct TokenCoefficients {
   T beta = T(0), output_scale = T(1);
 };
 
-/// Takes `Vectors` vectors of every row of a memory in place over one token. With columns >= 0, Vectors is 1 and only that
-/// many columns exist. In two parts, the memory is the recent part, and `settled` the other. Where columns fade,
+/// Takes `Vectors` vectors of every row of a memory in place over one token. Of each, `columns` exist: all of them unless
+/// Vectors is 1. In two parts, the memory is the recent part, and `settled` the other. Where columns fade,
 /// column_factors says by how much.
 template <Index Vectors, class Decay, bool two_parts, class T>
 SEQMIX_ALWAYS_INLINE void sweep_in_place(const TokenCoefficients<T>& token, Index key_dim, T* memory, Index row_stride,
@@ -37,21 +37,11 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const TokenCoefficients<T>& token, Inde
                                          [[maybe_unused]] const T* column_factors) {
   constexpr Index width = lanes<T>;
   constexpr bool columns_fade = Decay::per_value_channel, decays = Decay::any && !columns_fade;
-  const auto read = [&](const T* source) SEQMIX_INLINE_LAMBDA -> Batch<T> {
-    return columns < 0 ? load(source) : load_partial(source, columns);
-  };
-  const auto write = [&](T* destination, const Batch<T>& x) SEQMIX_INLINE_LAMBDA {
-    if (columns < 0) {
-      store(destination, x);
-    } else {
-      store_partial(destination, x, columns);
-    }
-  };
   // In registers: as far as the compiler knows, what is written to the memory may be these pointers.
   const T *const query = token.query, *const key = token.key, *const decay = token.decay;
   Batch<T> v[Vectors], o[Vectors], fade[Vectors];
   unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
-    v[b] = read(value + b * width);
+    v[b] = load_some(value + b * width, columns);
     o[b] = broadcast(token.query_key) * v[b];
     if constexpr (columns_fade) fade[b] = load(column_factors + b * width);
   });
@@ -60,21 +50,22 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const TokenCoefficients<T>& token, Inde
     const Batch<T> d = decays ? broadcast(decay[Decay::per_channel ? i : 0]) : k;
     T* row = memory + i * row_stride;
     unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
-      Batch<T> x = read(row + b * width);
+      Batch<T> x = load_some(row + b * width, columns);
       // Else the compiler reads it twice, and the ports for loads are what limits this loop.
       keep_in_register<T>(x);
       if constexpr (columns_fade) x *= fade[b];
       if constexpr (two_parts) {
-        o[b] = fma(q, x + read(settled + i * settled_stride + b * width), o[b]);
+        o[b] = fma(q, x + load_some(settled + i * settled_stride + b * width, columns), o[b]);
       } else {
         o[b] = fma(q, x, o[b]);
       }
       // Rounded once, with what is added: see linear_recurrence_fading.hpp.
-      write(row + b * width, decays ? fma(x, d, k * v[b]) : fma(k, v[b], x));
+      store_some(row + b * width, decays ? fma(x, d, k * v[b]) : fma(k, v[b], x), columns);
     });
   }
-  unroll<Vectors>([&](auto b)
-                      SEQMIX_INLINE_LAMBDA { write(output + b * width, o[b] * broadcast(token.output_scale)); });
+  unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
+    store_some(output + b * width, o[b] * broadcast(token.output_scale), columns);
+  });
 }
 
 /// The same with a delta policy. `upcoming` are the same vectors of what is swept next: they are asked for while the second
@@ -84,16 +75,6 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const TokenCoefficients<T>& token, Inde
                                          const T* value, T* output, Index columns, const T* upcoming) {
   constexpr Index width = lanes<T>;
   constexpr bool low_rank = Delta::low_rank;
-  const auto read = [&](const T* source) SEQMIX_INLINE_LAMBDA -> Batch<T> {
-    return columns < 0 ? load(source) : load_partial(source, columns);
-  };
-  const auto write = [&](T* destination, const Batch<T>& x) SEQMIX_INLINE_LAMBDA {
-    if (columns < 0) {
-      store(destination, x);
-    } else {
-      store_partial(destination, x, columns);
-    }
-  };
   constexpr Index line = Index(memory_alignment / sizeof(T));
   // Both products with the memory as it was are taken in one pass, so that the other one has registers for the values. Narrow
   // sweeps have two chains of additions for each, which hide their latency.
@@ -107,7 +88,7 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const TokenCoefficients<T>& token, Inde
   const auto read_row = [&](auto c, Index i) SEQMIX_INLINE_LAMBDA {
     const Batch<T> a = broadcast(probe[i]), q = broadcast(query[i]);
     unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
-      Batch<T> m = read(row + b * width);
+      Batch<T> m = load_some(row + b * width, columns);
       // Else the compiler reads it twice, and the ports for loads are what limits this loop.
       keep_in_register<T>(m);
       probed[c][b] = fma(a, m, probed[c][b]);
@@ -124,13 +105,14 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const TokenCoefficients<T>& token, Inde
   // What is added to the memory is x times the key, and, of low rank, w times b.
   Batch<T> x[Vectors], w[Vectors];
   unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
-    const Batch<T> v = read(value + b * width), p = chains == 1 ? probed[0][b] : probed[0][b] + probed[chains - 1][b];
+    const Batch<T> v = load_some(value + b * width, columns),
+                   p = chains == 1 ? probed[0][b] : probed[0][b] + probed[chains - 1][b];
     x[b] = low_rank ? v : (v - p) * broadcast(token.beta);
     w[b] = p;
     Batch<T> o = broadcast(token.query_key) * x[b];
     if constexpr (low_rank) o = fma(broadcast(token.query_b), w[b], o);
     o += chains == 1 ? queried[0][b] : queried[0][b] + queried[chains - 1][b];
-    write(output + b * width, o * broadcast(token.output_scale));
+    store_some(output + b * width, o * broadcast(token.output_scale), columns);
   });
   const T *const key = token.key, *const b_row = token.b, *const decay = token.decay;
   const auto write_row = [&](auto r, Index at) SEQMIX_INLINE_LAMBDA {
@@ -142,7 +124,7 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const TokenCoefficients<T>& token, Inde
     const Batch<T> k = broadcast(key[at]), source = low_rank ? broadcast(b_row[at]) : k;
     const Batch<T> d = Decay::any ? broadcast(decay[Decay::per_channel ? at : 0]) : k;
     unroll<Vectors>([&](auto b) SEQMIX_INLINE_LAMBDA {
-      Batch<T> m = read(memory + b * width);
+      Batch<T> m = load_some(memory + b * width, columns);
       if constexpr (Decay::any) {
         // Rounded once, with what is added: see linear_recurrence_fading.hpp.
         m = fma(m, d, low_rank ? fma(k, x[b], source * w[b]) : k * x[b]);
@@ -150,7 +132,7 @@ SEQMIX_ALWAYS_INLINE void sweep_in_place(const TokenCoefficients<T>& token, Inde
         if constexpr (low_rank) m = fma(source, w[b], m);
         m = fma(k, x[b], m);
       }
-      write(memory + b * width, m);
+      store_some(memory + b * width, m, columns);
     });
     memory += row_stride, upcoming += row_stride;
   };
@@ -378,7 +360,7 @@ class InPlaceRecurrence {
     T* const output = problem_.output.row(t, h);
     Sequence<T> recent;
     if constexpr (sums) recent = problem_.decay.compensation.head(h);
-    const auto sweep_columns = [&](auto vectors, Index column, Index columns) SEQMIX_INLINE_LAMBDA {
+    const auto sweep_columns = [&](auto vectors, Index column, auto columns) SEQMIX_INLINE_LAMBDA {
       if constexpr (Delta::any) {
         const Index next = column + vectors * width;
         const T* upcoming =
@@ -400,25 +382,25 @@ class InPlaceRecurrence {
                                               columns, static_cast<const T*>(nullptr), Index(0), column_factors);
       }
     };
+    constexpr std::integral_constant<Index, width> full;
     Index column = 0;
     // With a delta policy two products are summed up for each column, which is twice as many registers.
     constexpr Index wide = Delta::any ? 4 : in_place_columns<T> / width;
     for (; column + wide * width <= value_dim; column += wide * width) {
-      sweep_columns(std::integral_constant<Index, wide>{}, column, Index(-1));
+      sweep_columns(std::integral_constant<Index, wide>{}, column, full);
     }
     if constexpr (wide > 4) {
       // Two vectors alone are two chains of sums, which wait for each other.
       if (column + 4 * width <= value_dim) {
-        sweep_columns(std::integral_constant<Index, 4>{}, column, Index(-1));
+        sweep_columns(std::integral_constant<Index, 4>{}, column, full);
         column += 4 * width;
       }
     }
     for (; column + 2 * width <= value_dim; column += 2 * width) {
-      sweep_columns(std::integral_constant<Index, 2>{}, column, Index(-1));
+      sweep_columns(std::integral_constant<Index, 2>{}, column, full);
     }
     for (; column < value_dim; column += width) {
-      const Index columns = std::min(width, value_dim - column);
-      sweep_columns(std::integral_constant<Index, 1>{}, column, columns == width ? Index(-1) : columns);
+      sweep_columns(std::integral_constant<Index, 1>{}, column, std::min(width, value_dim - column));
     }
     const auto& map = problem_.output_map;
     if (map.function) map.function(map.parameters, h, t, 0, problem_.head(h).output.rows(t, 1));
