@@ -286,12 +286,11 @@ class LogAverageScan {
         const Batch<T> fraction = exp2_fraction(fma(k, broadcast(log2_e), offset - shifted));
         unusual = unusual | (to_bits(shifted) - least);
         // No product as in exp2_decay: what is not a number is not usual.
-        store(
-            scratch.weights + r * block_channels + at,
-            from_bits<T, xsimd::default_arch>(to_bits(fraction) + (to_bits(shifted) << FloatFormat<T>::mantissa_bits)));
+        store(scratch.weights + r * block_channels + at,
+              from_bits<T>(to_bits(fraction) + (to_bits(shifted) << FloatFormat<T>::mantissa_bits)));
         p = max_propagating(k, p + w);
       });
-      store(scratch.next + at, p), store(scratch.unusual + at, from_bits<T, xsimd::default_arch>(unusual));
+      store(scratch.next + at, p), store(scratch.unusual + at, from_bits<T>(unusual));
       any_unusual = any_unusual | unusual;
     });
     return all(usual(any_unusual));

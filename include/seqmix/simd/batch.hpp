@@ -116,7 +116,7 @@ SEQMIX_ALWAYS_INLINE __m256i avx_mask(Index count) {
 // Moves under a mask, which xsimd 13 has not. (AVX stores through the stack: its store under a mask takes dozens of
 // cycles on AMD's processors.)
 template <class T, class Arch>
-SEQMIX_ALWAYS_INLINE Batch<T, Arch> load_some(const T* source, Index count) {
+SEQMIX_ALWAYS_INLINE Batch<T, Arch> load_masked(const T* source, Index count) {
 #if defined(__AVX512F__)
   if constexpr (is_avx512<Arch> && std::is_same_v<T, float>) {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1U << count) - 1), source);
@@ -139,7 +139,7 @@ SEQMIX_ALWAYS_INLINE Batch<T, Arch> load_some(const T* source, Index count) {
 }
 
 template <class T, class Arch>
-SEQMIX_ALWAYS_INLINE void store_some(T* destination, const xsimd::batch<T, Arch>& value, Index count) {
+SEQMIX_ALWAYS_INLINE void store_masked(T* destination, const xsimd::batch<T, Arch>& value, Index count) {
 #if defined(__AVX512F__)
   if constexpr (is_avx512<Arch> && std::is_same_v<T, float>) {
     return _mm512_mask_storeu_ps(destination, static_cast<__mmask16>((1U << count) - 1), value);
@@ -164,7 +164,7 @@ struct StorePartial {
   template <class T, class Arch>
   SEQMIX_ALWAYS_INLINE void operator()(T* destination, const xsimd::batch<T, Arch>& value, Index count) const {
     assert(count >= 0 && count <= (lanes<T, Arch>));
-    store_some(destination, value, count);
+    store_masked(destination, value, count);
   }
 };
 
@@ -330,7 +330,7 @@ struct MinPropagating {
 template <class Arch = xsimd::default_arch, class T>
 SEQMIX_ALWAYS_INLINE Batch<T, Arch> load_partial(const T* source, Index count) {
   assert(count >= 0 && count <= (lanes<T, Arch>));
-  return detail::load_some<T, Arch>(source, count);
+  return detail::load_masked<T, Arch>(source, count);
 }
 
 /// store(T* destination, Batch<T> value): all lanes, any alignment.

@@ -23,7 +23,7 @@ bool pays_to_stream(const Sequence<T>& result) {
          reinterpret_cast<std::uintptr_t>(result.data()) % memory_alignment == 0;
 }
 
-/// Writes a register past the caches, to an address that is a multiple of its size. A plain store where the processor has no
+/// Writes a register past the caches, which xsimd 13 cannot, to an address that is a multiple of its size. A plain store where the processor has no
 /// other, and under sanitizers, which don't see these. Call finish_streaming before another thread may read the result.
 template <class T>
 SEQMIX_ALWAYS_INLINE void store_streaming(T* to, const Batch<T>& value) {
