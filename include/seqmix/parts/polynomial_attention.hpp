@@ -100,6 +100,10 @@ void polynomial_attention(std::string_view operation, const ConstHeadSequence<T>
   }
   const T scale = options.scale.value_or(std::pow(T(width), T(-0.5)));
   constexpr Index first_rows = 16;
+  const auto attend_first = [&](Index count) {
+    const auto rows = [&](const auto& stream) { return stream.rows(0, count); };
+    detail::attend_directly<Polynomial, way, T>(rows(query), rows(key), rows(value), scale, options, rows(output));
+  };
   Index direct = 0;
   if constexpr (Polynomial::vanishes && way == Direction::causal) {
     // Tokens whose values are all 0 leave something in the sum of keys only.
@@ -107,7 +111,7 @@ void polynomial_attention(std::string_view operation, const ConstHeadSequence<T>
                        (!options.normalize || (detail::is_zero(key_sum) && detail::is_zero(compensation.key_sum)));
     direct = first ? std::min(output.length(), first_rows) : 0;
   } else if constexpr (Polynomial::vanishes) {
-    direct = output.length() <= first_rows ? output.length() : 0;
+    if (output.length() <= first_rows) return attend_first(output.length());
   }
   const auto run = [&](const auto& normalizer) {
     const LinearRecurrenceProblem<T, decay::None<T>, readout::AfterUpdate<T>, std::remove_cvref_t<decltype(normalizer)>>
@@ -134,10 +138,7 @@ void polynomial_attention(std::string_view operation, const ConstHeadSequence<T>
     if constexpr (way == Direction::causal) expect_key_sum<T>(operation, query, key, value, memory, key_sum, output);
     run(normalizer::KeySum<T>{key_sum, options.epsilon, compensation.key_sum});
   }
-  if (direct > 0) {
-    const auto rows = [&](const auto& stream) { return stream.rows(0, direct); };
-    detail::attend_directly<Polynomial, way, T>(rows(query), rows(key), rows(value), scale, options, rows(output));
-  }
+  if (direct > 0) attend_first(direct);
 }
 
 /// The weights that layers around attention by a polynomial have.
