@@ -224,24 +224,25 @@ const Core elu1{.name = "linear attention, elu + 1, normalised",
 const Core identity{.name = "linear attention, not normalised",
                     .run = run_linear_attention<feature_map::Identity, false>};
 
+template <const float* log_decay>
+void run_retention(const Tokens& x, Index begin, Index count, SummedMemory<float>& state, HeadSequence<float> output,
+                   Workspace& workspace) {
+  retention<float>(x.rows(x.query, begin, count), x.rows(x.key, begin, count), x.rows(x.value, begin, count),
+                   ConstToken<float>(log_decay, 1), 1.0f, state.memory, output, workspace);
+}
+
+template <Matrix<float> Tokens::*log_decay>
+void run_gated_linear_attention(const Tokens& x, Index begin, Index count, SummedMemory<float>& state,
+                                HeadSequence<float> output, Workspace& workspace) {
+  gated_linear_attention<float>(x.rows(x.query, begin, count), x.rows(x.key, begin, count),
+                                x.rows(x.value, begin, count), x.rows(x.*log_decay, begin, count), 1.0f, state.memory,
+                                output, workspace);
+}
+
 // In these, the state keeps a memory only.
 const Core fading[] = {
-    {.name = "retention",
-     .run =
-         [](const Tokens& x, Index begin, Index count, SummedMemory<float>& state, HeadSequence<float> output,
-            Workspace& workspace) {
-           retention<float>(x.rows(x.query, begin, count), x.rows(x.key, begin, count), x.rows(x.value, begin, count),
-                            ConstToken<float>(&head_log_decay, 1), 1.0f, state.memory, output, workspace);
-         },
-     .decay = Core::constant},
-    {.name = "retention, nearly a sum",
-     .run =
-         [](const Tokens& x, Index begin, Index count, SummedMemory<float>& state, HeadSequence<float> output,
-            Workspace& workspace) {
-           retention<float>(x.rows(x.query, begin, count), x.rows(x.key, begin, count), x.rows(x.value, begin, count),
-                            ConstToken<float>(&weak_head_log_decay, 1), 1.0f, state.memory, output, workspace);
-         },
-     .decay = Core::weak},
+    {.name = "retention", .run = run_retention<&head_log_decay>, .decay = Core::constant},
+    {.name = "retention, nearly a sum", .run = run_retention<&weak_head_log_decay>, .decay = Core::weak},
     {.name = "simple gated linear attention",
      .run =
          [](const Tokens& x, Index begin, Index count, SummedMemory<float>& state, HeadSequence<float> output,
@@ -253,22 +254,10 @@ const Core fading[] = {
          },
      .decay = Core::by_token},
     {.name = "gated linear attention",
-     .run =
-         [](const Tokens& x, Index begin, Index count, SummedMemory<float>& state, HeadSequence<float> output,
-            Workspace& workspace) {
-           gated_linear_attention<float>(x.rows(x.query, begin, count), x.rows(x.key, begin, count),
-                                         x.rows(x.value, begin, count), x.rows(x.log_decay, begin, count), 1.0f,
-                                         state.memory, output, workspace);
-         },
+     .run = run_gated_linear_attention<&Tokens::log_decay>,
      .decay = Core::by_channel},
     {.name = "gated linear attention, nearly a sum",
-     .run =
-         [](const Tokens& x, Index begin, Index count, SummedMemory<float>& state, HeadSequence<float> output,
-            Workspace& workspace) {
-           gated_linear_attention<float>(x.rows(x.query, begin, count), x.rows(x.key, begin, count),
-                                         x.rows(x.value, begin, count), x.rows(x.weak_log_decay, begin, count), 1.0f,
-                                         state.memory, output, workspace);
-         },
+     .run = run_gated_linear_attention<&Tokens::weak_log_decay>,
      .decay = Core::weak_by_channel},
     {.name = "rwkv6",
      .run =

@@ -36,12 +36,6 @@ std::vector<double> angles_near(const T& angles, const std::vector<double>& expe
   return result;
 }
 
-std::vector<double> expected_angles(GoldenCase& golden, const std::string& name) {
-  if (!golden.has(name)) return {};
-  const auto array = golden.array<double>(name);
-  return {array.data(), array.data() + array.size()};
-}
-
 RotaryPairs read_pairs(GoldenConfig& config) {
   const std::string text = config.text("rotate", "pairwise (2i,2i+1)");
   if (text.find("2i+1") != std::string::npos) return RotaryPairs::interleaved;
@@ -87,7 +81,7 @@ struct Mamba3CoreGolden final : GoldenRunner<T> {
         output(value.shape()),
         initial{Tensor<double>({heads, angles}), Tensor<T>({heads, state_dim, head_dim}),
                 Tensor<T>({heads * rank, state_dim}), Tensor<T>({heads * rank, head_dim})},
-        end_angles(expected_angles(golden, "output.state.angle")) {
+        end_angles(golden.expected("output.state.angle")) {
     auto& config = golden.config();
     parameters.query_bias = {query_bias.data(), heads * rank, state_dim};
     parameters.key_bias = {key_bias.data(), heads * rank, state_dim};
@@ -166,7 +160,7 @@ struct Mamba3LayerGolden final : GoldenLayer<Mamba3<T>> {
   using State = typename Mamba3<T>::State;
 
   explicit Mamba3LayerGolden(GoldenCase& golden)
-      : Base(golden, config(golden)), end_angles(expected_angles(golden, "output.state.angle_dt_state")) {}
+      : Base(golden, config(golden)), end_angles(golden.expected("output.state.angle_dt_state")) {}
 
   static typename Mamba3<T>::Config config(GoldenCase& golden) {
     auto& config = golden.config();

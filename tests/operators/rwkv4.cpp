@@ -26,14 +26,6 @@ void read_average(GoldenCase& golden, Index channels, Array& average) {
   }
 }
 
-/// The exponents that a file expects at the end.
-std::vector<double> end_exponents(GoldenCase& golden) {
-  constexpr const char* name = "output.state.pp";
-  if (!golden.has(name)) return {};
-  const auto array = golden.array<double>(name);
-  return {array.data(), array.data() + array.size()};
-}
-
 /// Sums over e^p mean the same over any p, which is rounded: they are given over the expected one.
 template <class Array>
 void collect_average(const Array& average, Index channels, const std::vector<double>& expected,
@@ -64,7 +56,7 @@ struct Rwkv4CoreGolden final : GoldenRunner<T> {
         bonus(golden.array<T>("input.u", {channels})),
         output({key.size(0), channels}),
         initial({3, channels}),
-        expected(end_exponents(golden)) {
+        expected(golden.expected("output.state.pp")) {
     golden.config().expect("causal", true);
     golden.config().ignore("w");
     check_empty_state(golden.config());
@@ -92,7 +84,8 @@ struct Rwkv4LayerGolden final : GoldenLayer<Rwkv4<T>> {
   using Base = GoldenLayer<Rwkv4<T>>;
   using State = typename Rwkv4<T>::State;
 
-  explicit Rwkv4LayerGolden(GoldenCase& golden) : Base(golden, config(golden)), expected(end_exponents(golden)) {}
+  explicit Rwkv4LayerGolden(GoldenCase& golden)
+      : Base(golden, config(golden)), expected(golden.expected("output.state.pp")) {}
 
   static typename Rwkv4<T>::Config config(GoldenCase& golden) {
     auto& config = golden.config();

@@ -276,6 +276,11 @@ void GoldenCase::copy(const std::string& name, std::span<T> target) {
   std::transform(tensor.values.begin(), tensor.values.end(), target.begin(), [](double value) { return T(value); });
 }
 
+std::vector<double> GoldenCase::expected(const std::string& name) const {
+  const auto found = tensors_.find(name);
+  return found == tensors_.end() ? std::vector<double>() : found->second.values;
+}
+
 std::vector<Index> GoldenCase::indices(const std::string& name) {
   const Tensor& tensor = find(name);
   if (tensor.integers.size() != tensor.values.size()) throw GoldenError("tensor " + name + " is not of integers");

@@ -177,6 +177,9 @@ class GoldenCase {
     copy(name, std::span(target.data(), target.size()));
   }
 
+  /// The elements of an output that says the same in many ways, to choose that of the file; none where it has no such tensor.
+  std::vector<double> expected(const std::string& name) const;
+
   /// Indices and bits, exactly.
   std::vector<Index> indices(const std::string& name);
 
